@@ -1,0 +1,196 @@
+"""Heat maps that ask the classifier for its gradient: where does the logit come from?
+
+A classifier is any `nn.Module` from images [N, 1, R, R] in [-1, 1] to a logit [N], in eval mode. It
+is only read: no gradient is left on its parameters and no hook stays behind.
+
+An integral's completeness error is |sum(map) - change| / max(|change|, FLOOR), where change is the
+difference of the logit between the two ends.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cxr import CxrError
+
+TOLERANCE = 0.01  # completeness error at which an integral counts as converged
+MAX_STEPS = 1024
+FLOOR = 0.1  # logits; a smaller change is no change, and an error relative to it would be noise
+PIXELS_AT_ONCE = 2**19  # bounds memory: 128 images of 64 x 64 pixels, 8 of 256 x 256
+
+
+def gradient(classifier: nn.Module, x: Tensor) -> Tensor:
+    """The signed gradient of the logit (Simonyan et al. 2013, without the absolute value).
+
+    x: [N, 1, R, R] in [-1, 1]. Returns float32 [N, R, R], logits per unit of intensity.
+    Raises CxrError where the classifier breaks its contract (see `_logit`).
+    """
+    return _slopes(classifier, x)[:, 0].float()
+
+
+def grad_cam(classifier: nn.Module, x: Tensor, layer: nn.Module | None = None) -> Tensor:
+    """Grad-CAM (Selvaraju et al. 2017): ReLU(sum_c mean(d logit / d A_c) A_c), upsampled to R.
+
+    x: [N, 1, R, R] in [-1, 1]; layer: a module of the classifier with output A [N, C, h, w], by
+    default `last_convolution`. Returns float32 [N, R, R], at least 0 (bilinear upsampling).
+    Raises CxrError if there is no such layer or the logit does not depend on it.
+    """
+    layer = last_convolution(classifier, x) if layer is None else layer
+    outputs = []
+
+    def keep(module, inputs, output):
+        outputs.append(output)
+        return output.clone()  # so that an in-place activation behind the layer spares what we keep
+
+    with torch.enable_grad(), layer.register_forward_hook(keep):
+        logit = _logit(classifier, x.detach().requires_grad_())
+        slopes = torch.autograd.grad(logit.sum(), outputs, allow_unused=True) if outputs else [None]
+    if slopes[-1] is None:
+        raise CxrError("Grad-CAM: the logit does not depend on this layer; choose another")
+    weights = slopes[-1].mean((2, 3), keepdim=True)  # [N, C, 1, 1]
+    maps = F.relu((weights * outputs[-1].detach()).sum(1, keepdim=True))  # [N, 1, h, w]
+    return F.interpolate(maps.float(), x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def last_convolution(classifier: nn.Module, x: Tensor) -> nn.Module:
+    """The convolution that ran last with more than one pixel of output, found by running x[:1].
+
+    A convolution is a module with a 4-D `weight` and a 4-D output, whatever its class.
+    x: [N, 1, R, R] in [-1, 1]. Raises CxrError if the classifier has none.
+    """
+    found = []
+
+    def note(module, inputs, output):
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
+            found.append(module)
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for module in classifier.modules():
+            if getattr(getattr(module, "weight", None), "ndim", 0) == 4:
+                hooks.enter_context(module.register_forward_hook(note))
+        classifier(x[:1])
+    if not found:
+        raise CxrError("Grad-CAM: this classifier has no convolution that puts out a map")
+    return found[-1]
+
+
+def integrated_gradients(
+    classifier: nn.Module,
+    x: Tensor,
+    baseline: Tensor,
+    steps: int = 64,
+    tolerance: float = TOLERANCE,
+    max_steps: int = MAX_STEPS,
+) -> tuple[Tensor, Tensor]:
+    """Integrated gradients (Sundararajan et al. 2017) along the straight line of images.
+
+    (x - baseline) times the mean gradient at `steps` midpoints of the line. An image's steps are
+    doubled until its completeness error is under `tolerance` or `max_steps` is reached.
+
+    x: [N, 1, R, R] in [-1, 1]; baseline: the same, or [1, 1, R, R] for all.
+    Returns maps float32 [N, R, R] and their completeness errors float32 [N], reached or not.
+    """
+    x, baseline = x.detach(), baseline.detach().expand_as(x)
+    change = _logits(classifier, x) - _logits(classifier, baseline)  # [N]
+    maps = torch.empty_like(x[:, 0], dtype=torch.float32)
+    errors = torch.empty_like(change)
+    pending = torch.arange(len(x), device=x.device)
+    while True:
+        for i in pending.tolist():
+            maps[i] = _line_integral(classifier, x[i], baseline[i], steps)
+        errors[pending] = _completeness_error(maps[pending], change[pending])
+        pending = pending[errors[pending] >= tolerance]
+        if len(pending) == 0 or steps >= max_steps:
+            return maps, errors
+        steps = min(2 * steps, max_steps)
+
+
+def latent_integrated_gradients(
+    classifier: nn.Module,
+    path: Callable[[Tensor], Tensor],
+    tolerance: float = TOLERANCE,
+    max_steps: int = MAX_STEPS,
+) -> tuple[Tensor, float, int]:
+    """Integrated gradients along a path of generated images: sum_k grad f . (x_{k+1} - x_k).
+
+    The gradient of the logit f in step k is the mean of those at its two ends (trapezoid). The grid
+    of t is even and begins with 32 steps; they are doubled until the completeness error is under
+    `tolerance` or `max_steps` is reached. The map is never rescaled to fit.
+
+    path: from t [K] in [0, 1], on the classifier's device, to images [K, 1, R, R] in [-1, 1].
+    Returns the map float32 [R, R], which sums to f(path(1)) - f(path(0)) up to the completeness
+    error; that error, reached or not; and the steps taken.
+    """
+    device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        ends = path(torch.tensor([0.0, 1.0], device=device))  # [2, 1, R, R]
+    change = _logits(classifier, ends).diff()  # [1]
+    steps = min(32, max_steps)
+    while True:
+        t = torch.linspace(0, 1, steps + 1, device=device)
+        heat = _path_integral(classifier, path, t, _chunk(ends))
+        error = _completeness_error(heat[None], change).item()
+        if error < tolerance or steps >= max_steps:
+            return heat, error, steps
+        steps = min(2 * steps, max_steps)
+
+
+def _line_integral(classifier: nn.Module, x: Tensor, baseline: Tensor, steps: int) -> Tensor:
+    """(x - baseline) times the mean gradient between them, by the midpoint rule: [R, R]."""
+    t = (torch.arange(steps, device=x.device) + 0.5) / steps
+    total = torch.zeros_like(x)  # [1, R, R]
+    for part in t.split(_chunk(x)):
+        total += _slopes(classifier, baseline + part.view(-1, 1, 1, 1) * (x - baseline)).sum(0)
+    return ((x - baseline) * total / steps)[0].float()
+
+
+def _path_integral(classifier: nn.Module, path: Callable, t: Tensor, chunk: int) -> Tensor:
+    """The trapezoid sum over the nodes t [K + 1] of a path, `chunk` steps at a time: [R, R]."""
+    total = 0
+    for start in range(0, len(t) - 1, chunk):
+        with torch.no_grad():
+            images = path(t[start : start + chunk + 1])  # neighbouring chunks share one node
+        slopes = _slopes(classifier, images)
+        total += ((slopes[1:] + slopes[:-1]) / 2 * images.diff(dim=0)).sum(0)
+    return total[0].float()
+
+
+def _completeness_error(maps: Tensor, change: Tensor) -> Tensor:
+    """The module's completeness error of maps [N, R, R] for changes of the logit [N]: [N]."""
+    return (maps.sum((1, 2)) - change).abs() / change.abs().clamp(min=FLOOR)
+
+
+def _logit(classifier: nn.Module, x: Tensor) -> Tensor:
+    """The classifier's logit [N]; raises CxrError if its shape or its gradient is missing."""
+    logit = classifier(x)
+    if logit.shape != x.shape[:1]:
+        raise CxrError(
+            f"the classifier gave {list(logit.shape)} for {len(x)} images; "
+            "it must give one logit per image, shape [N]"
+        )
+    if x.requires_grad and not logit.requires_grad:
+        raise CxrError(
+            "the classifier's logit has no gradient; remove no_grad() and detach() from its forward"
+        )
+    return logit
+
+
+def _logits(classifier: nn.Module, x: Tensor) -> Tensor:
+    """Logits float32 [N] without a graph, in chunks."""
+    with torch.no_grad():
+        return torch.cat([_logit(classifier, part) for part in x.split(_chunk(x))]).float()
+
+
+def _slopes(classifier: nn.Module, x: Tensor) -> Tensor:
+    """d logit / d x, [N, 1, R, R]; whole batch at once."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(_logit(classifier, x).sum(), x)[0]
+
+
+def _chunk(x: Tensor) -> int:
+    """How many images of this size to show the classifier at once."""
+    return max(1, PIXELS_AT_ONCE // x.shape[-2:].numel())

@@ -1,0 +1,100 @@
+"""Differentiable augmentation of images: geometry, intensity, blur, noise and erasing.
+
+For the classifier it stands for what differs between hospitals; for the discriminator it keeps a
+small data set from being learnt by heart (Karras et al. 2020, ADA), each change being applied
+with the probability `p`. No flips: hearts have a side.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How far each change goes; a normal deviate is scaled by it unless said otherwise."""
+
+    rotate: float = 0.10  # radians
+    scale: float = 0.12  # of the logarithm
+    aspect: float = 0.08  # of the logarithm
+    shift: float = 0.05  # of the image's width
+    brightness: float = 0.12  # of the range [0, 1]
+    contrast: float = 0.20  # of the logarithm
+    gamma: float = 0.25  # of the logarithm
+    blur: float = 1.0  # uniform share of the blurred image
+    noise: float = 0.04  # of the range [-1, 1]
+    erase: float = 0.0  # largest side of an erased box, as a share of the width
+
+
+CLASSIFIER = Ranges(erase=0.35)
+DISCRIMINATOR = Ranges(brightness=0.08, contrast=0.12, gamma=0.12)
+LIGHT = Ranges(0.03, 0.03, 0.02, 0.03, 0.03, 0.05, 0.05, 0.5, 0.03)
+
+
+def draw(n: int, p: float, rng: torch.Generator, ranges: Ranges) -> dict[str, Tensor]:
+    """Random changes for `n` images, each applied with probability `p`; [n] each, on the CPU."""
+
+    def normal(scale: float) -> Tensor:
+        return torch.randn(n, generator=rng) * scale * chosen()
+
+    def chosen() -> Tensor:
+        return (torch.rand(n, generator=rng) < p).float()
+
+    changes = {
+        name: normal(getattr(ranges, name))
+        for name in ("rotate", "scale", "aspect", "brightness", "contrast", "gamma")
+    }
+    changes["shift_x"], changes["shift_y"] = normal(ranges.shift), normal(ranges.shift)
+    changes["blur"] = torch.rand(n, generator=rng) * ranges.blur * chosen()
+    changes["noise"] = torch.rand(n, generator=rng) * 2 * ranges.noise * chosen()
+    changes["seed"] = torch.randint(2**31, (n,), generator=rng)
+    if ranges.erase:
+        changes["erase"] = torch.rand(n, 4, generator=rng)
+        changes["erase"][:, 2:] *= ranges.erase * chosen()[:, None]
+    return changes
+
+
+def apply(x: Tensor, changes: dict[str, Tensor]) -> Tensor:
+    """`x` [n, 1, R, R] in [-1, 1] with the drawn changes; differentiable in `x`."""
+    c = {k: v.to(x.device) for k, v in changes.items() if k != "seed"}
+    x = move(x, c["rotate"], c["scale"], c["aspect"], c["shift_x"], c["shift_y"])
+    x = shade(x, c["brightness"], c["contrast"], c["gamma"])
+    x = x + c["blur"][:, None, None, None] * (blurred(x) - x)
+    if "erase" in c:
+        x = x * (1 - _boxes(c["erase"], x.shape[-1]))
+    rngs = (torch.Generator().manual_seed(int(seed)) for seed in changes["seed"])
+    noise = torch.stack([torch.randn(x.shape[1:], generator=rng) for rng in rngs])
+    return x + noise.to(x.device) * c["noise"][:, None, None, None]
+
+
+def move(x: Tensor, rotate: Tensor, scale: Tensor, aspect: Tensor, dx: Tensor, dy: Tensor):
+    """Rotate (radians), scale and stretch (logarithms) and shift (shares of the width)."""
+    cos, sin = rotate.cos(), rotate.sin()
+    a, b = (-scale - aspect).exp(), (-scale + aspect).exp()
+    rows = [torch.stack([a * cos, -a * sin, 2 * dx], 1), torch.stack([b * sin, b * cos, 2 * dy], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
+
+
+def shade(x: Tensor, brightness: Tensor, contrast: Tensor, gamma: Tensor) -> Tensor:
+    """Change brightness (of [0, 1]), contrast and gamma (logarithms)."""
+    y = ((x + 1) / 2).clamp_min(1e-4) ** gamma.exp()[:, None, None, None]
+    mean = y.mean((1, 2, 3), keepdim=True)
+    y = (y - mean) * contrast.exp()[:, None, None, None] + mean
+    return (y + brightness[:, None, None, None]) * 2 - 1
+
+
+def blurred(x: Tensor) -> Tensor:
+    """A 5x5 binomial blur."""
+    taps = torch.tensor([1.0, 4, 6, 4, 1], device=x.device) / 16
+    x = F.pad(x, (2, 2, 2, 2), mode="reflect")
+    return F.conv2d(F.conv2d(x, taps.view(1, 1, 1, 5)), taps.view(1, 1, 5, 1))
+
+
+def _boxes(erase: Tensor, size: int) -> Tensor:
+    """Masks [n, 1, R, R] of boxes from (x, y, width, height), in shares of the width."""
+    grid = (torch.arange(size, device=erase.device) + 0.5) / size
+    inside = [(grid - erase[:, i, None]).abs() < erase[:, i + 2, None] / 2 for i in (0, 1)]
+    return (inside[1][:, None, :, None] & inside[0][:, None, None, :]).float()

@@ -1,0 +1,181 @@
+"""Safetensors in and out: the model file that travels, and the state that a run resumes from.
+
+A model file holds `classifier.*` and, after `train-gan`, `encoder.*`, `generator.*` (both EMA) and
+`discriminator.*`; its metadata (one JSON text) holds all else that `explain` and `evaluate` need.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cxr import CxrError
+from cxr.networks import (
+    Classifier,
+    ClassifierConfig,
+    Discriminator,
+    DiscriminatorConfig,
+    Encoder,
+    EncoderConfig,
+    Generator,
+    GeneratorConfig,
+)
+
+FORMAT = 1
+NETWORKS = {
+    "classifier": (Classifier, ClassifierConfig),
+    "encoder": (Encoder, EncoderConfig),
+    "generator": (Generator, GeneratorConfig),
+    "discriminator": (Discriminator, DiscriminatorConfig),
+}
+
+
+@dataclass
+class Model:
+    """What a model file holds.
+
+    Attributes
+    ----------
+    networks : the modules by name, in eval mode and frozen
+    info : JSON-able metadata: `size`, `fit`, `classes` (negative, positive), `logits` (the two
+        between which the dose runs), `provenance`, `metrics`, `thresholds`
+    buffers : other tensors, `mean_image` [1, 1, R, R] among them
+    """
+
+    networks: dict[str, nn.Module]
+    info: dict
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    path: Path | None = None
+
+    def __getattr__(self, name: str) -> nn.Module:
+        if name in NETWORKS:
+            if name in self.__dict__["networks"]:
+                return self.networks[name]
+            raise CxrError(f"{self.path} holds no {name}: give a model made by `cxrgan train-gan`")
+        raise AttributeError(name)
+
+    def dose(self, logit: Tensor) -> Tensor:
+        """A logit as a dose: 0 at the median healthy logit, 1 at the diseased 98th percentile."""
+        low, high = self.info["logits"]
+        return ((logit - low) / (high - low)).clamp(0, 1)
+
+    def logit(self, dose: Tensor) -> Tensor:
+        """The logit that a dose names."""
+        low, high = self.info["logits"]
+        return low + dose * (high - low)
+
+    def save(self, path: str | Path) -> None:
+        tensors = {
+            f"{name}.{key}": value
+            for name, network in self.networks.items()
+            for key, value in network.state_dict().items()
+        }
+        tensors |= {f"buffers.{key}": value for key, value in self.buffers.items()}
+        configs = {name: dataclasses.asdict(net.config) for name, net in self.networks.items()}
+        save(path, tensors, {"format": FORMAT, "configs": configs, **self.info})
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
+    """Read a model file, or a shipped model by its name (`pneumonia`), frozen and in fp32."""
+    path = find_model(path)
+    tensors, info = load(path)
+    if "configs" not in info:
+        raise CxrError(f"{path} is not a cxrgan model file: make one with `cxrgan train-cnn`")
+    if info.get("format") != FORMAT:
+        raise CxrError(f"{path} has format {info.get('format')}, this cxrgan reads format {FORMAT}")
+    networks = {}
+    for name, values in info.pop("configs").items():
+        network_class, config_class = NETWORKS[name]
+        network = network_class(config_class(**{k: _tuple(v) for k, v in values.items()}))
+        prefix = name + "."
+        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        network.load_state_dict(weights)
+        networks[name] = network.float().to(device).eval().requires_grad_(False)
+    buffers = {k[8:]: v.float().to(device) for k, v in tensors.items() if k.startswith("buffers.")}
+    del info["format"]
+    return Model(networks, info, buffers, path)
+
+
+def shipped() -> dict[str, Path]:
+    """The model files that came with the package, by name (`pneumonia` for pneumonia-64)."""
+    return {p.stem.rsplit("-", 1)[0]: p for p in sorted(weights_folder().glob("*.safetensors"))}
+
+
+def weights_folder() -> Path:
+    """`weights/` of a wheel (`cxr/weights`) or of a checkout (beside `cxr`)."""
+    here = Path(__file__).parent
+    return here / "weights" if (here / "weights").is_dir() else here.parent / "weights"
+
+
+def find_model(name: str | Path) -> Path:
+    models = shipped()
+    if str(name) in models:
+        return models[str(name)]
+    if not Path(name).is_file():
+        names = ", ".join(models) or "none"
+        raise CxrError(f"no model file at {name}: give a path or a shipped model ({names})")
+    return Path(name)
+
+
+def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict) -> None:
+    """Write a safetensors file whole or not at all; `metadata` is any JSON-able dictionary."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    os.close(handle)
+    try:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(tensors, temporary, {"cxrgan": json.dumps(metadata)})
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors and the metadata of a file that `save` wrote."""
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("cxrgan", "{}"))
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CxrError(f"cannot read {path} as safetensors ({reason}): is it whole?") from None
+
+
+def pack(parts: dict[str, nn.Module | torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The state of modules and optimisers as one flat dictionary of tensors."""
+    tensors = {}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            tensors |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+        else:
+            for index, state in part.state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{key}": value for key, value in state.items()}
+    return tensors
+
+
+def unpack(tensors: dict[str, Tensor], parts: dict[str, nn.Module | torch.optim.Optimizer]) -> None:
+    """Put what `pack` took back into the same modules and optimisers."""
+    for name, part in parts.items():
+        prefix = name + "."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if isinstance(part, nn.Module):
+            part.load_state_dict(own)
+            continue
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in own.items():
+            index, term = key.split(".")
+            state.setdefault(int(index), {})[term] = value
+        part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value

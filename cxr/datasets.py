@@ -1,0 +1,399 @@
+"""Labelled folders or a CSV of X-rays -> packed arrays, patient-wise splits, balanced batches."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from cxr import CxrError, UsageError, console, images
+
+SPLITS = ("train", "val", "test")
+SPLIT_RULE = "u = first 8 bytes of sha256(patient) / 2^64; u < 0.8 train, u < 0.9 val, else test"
+CACHE_VERSION = 1  # raise it whenever images.load gives other pixels for the same file
+
+NEGATIVE_NAMES = {"normal", "negative", "nofinding", "healthy", "control", "0"}
+
+# A name is matched whole and without its extension. Each pattern has its own prefix, so that
+# person12 and 00000012_000 stay two patients.
+PATIENT_NAMES = (
+    ("person", re.compile(r"person(\d+)_.*", re.IGNORECASE)),  # Kermany, pneumonia
+    ("IM", re.compile(r"(?:NORMAL2-)?IM-(\d+)(?:-.*)?", re.IGNORECASE)),  # Kermany, normal
+    ("NIH", re.compile(r"(\d{8})_\d{3}")),  # NIH ChestX-ray8
+)
+# What publishers and collectors append to a document's name, outermost last; stripped repeatedly.
+# A bare number is no suffix: covid-19-pneumonia-2 and covid-19-pneumonia-12 are two case reports.
+DOCUMENT_SUFFIX = re.compile(
+    r"""(?: [-_.\ ]+ (?: day[-_\ ]?\d+ | \d+[-_\ ]?(?:hour|day|week)s? | admission  # when
+                       | (?:figure|fig|fx|gr)[-_.\ ]?\d+ | f\d\d? | g\d{3}          # figure
+                       | [a-z]                                                      # panel
+                       | pa | ap | lateral | lrg | html )                           # view, size
+          | (?<=\d)[a-z]                                                            # fig1a, case2b
+          | \.(?:pdf|webp)\b.* )$                                                   # page, panel
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images of two classes, decoded and split by patient; row i is the same image throughout.
+
+    images: uint8 [N, R, R], read-only and memory-mapped; labels: int64 [N], 1 is positive;
+    patients, splits ("train", "val" or "test") and paths: one per image; classes: the negative
+    and the positive class, the latter joined by "+" where there are several; name: for tables.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    patients: tuple[str, ...]
+    splits: np.ndarray
+    paths: tuple[str, ...]
+    classes: tuple[str, str]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def by_class(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (int64) of the negative and of the positive images in `split`, or in "all".
+
+        Raises UsageError for an unknown split, CxrError if a class has no image in this one.
+        """
+        if split not in (*SPLITS, "all"):
+            raise UsageError(f"no split {split!r}: use train, val, test or all")
+        inside = np.full(len(self), True) if split == "all" else self.splits == split
+        negative, positive = (np.flatnonzero(inside & (self.labels == c)) for c in (0, 1))
+        for label, rows in enumerate((negative, positive)):
+            if not len(rows):
+                raise CxrError(self._lacks(label, split))
+        return negative, positive
+
+    def rows(self, split: str) -> np.ndarray:
+        """Rows (int64, ascending) of `split`, or of "all"; raises what `by_class` raises."""
+        return np.sort(np.concatenate(self.by_class(split)))
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """The number of (negative, positive) images in each split."""
+        return {
+            split: tuple(int(np.sum((self.splits == split) & (self.labels == c))) for c in (0, 1))
+            for split in SPLITS
+        }
+
+    def _lacks(self, label: int, split: str) -> str:
+        own = np.flatnonzero(self.labels == label)
+        patients = len({self.patients[row] for row in own})
+        return (
+            f"{self.name}: none of the {len(own)} images ({patients} patients) of class "
+            f"{self.classes[label]} falls into the {split} split; add patients, or say with "
+            "--patient-pattern where a name holds the patient"
+        )
+
+
+def open_dataset(
+    data: str | Path,
+    size: int,
+    fit: str = "crop",
+    negative: str | None = None,
+    patient_pattern: str | None = None,
+) -> Dataset:
+    """Open a folder with one sub-folder per class, or a CSV with columns path,label[,patient].
+
+    Images are decoded once, to `size` x `size` pixels by `images.load(path, size, fit)`, into a
+    cache. `negative` names the healthy class against all the rest; by default it is known by its
+    name (NORMAL, no_finding, healthy...). For `patient_pattern` see `patient_of`; a patient named
+    in the CSV goes first. Unreadable images are counted and left out with a warning.
+
+    Raises UsageError if DATA does not exist, the negative class cannot be told or the pattern is
+    unfit; CxrError if the CSV is malformed, there are fewer than two classes, or one is left empty.
+    """
+    data = Path(data)
+    if data.is_dir():
+        items = list(_folder_items(data, patient_pattern))
+    elif data.is_file():
+        items = list(_csv_items(data, patient_pattern))
+    else:
+        raise UsageError(f"{data}: no such folder or CSV file")
+    classes = sorted({item.label for item in items})
+    if len(classes) < 2:
+        raise CxrError(
+            f"{data}: two classes are needed, images of {len(classes)} found ({', '.join(classes)})"
+            "; expected is a sub-folder for each class, or a CSV of path,label"
+        )
+    healthy = _negative_class(classes, negative)
+    pixels, bad = _packed([item.path for item in items], size, fit)
+    _report_bad(items, bad, classes)
+    items = [item for row, item in enumerate(items) if row not in bad]
+    patients = tuple(item.patient for item in items)
+    return Dataset(
+        images=pixels,
+        labels=np.array([item.label != healthy for item in items], dtype=np.int64),
+        patients=patients,
+        splits=np.array([split_of(patient) for patient in patients]),
+        paths=tuple(item.path for item in items),
+        classes=(healthy, "+".join(name for name in classes if name != healthy)),
+        name=data.stem,
+    )
+
+
+def split_of(patient: str) -> str:
+    """The split of a patient, "train" (80%), "val" or "test" (10% each): see `SPLIT_RULE`."""
+    digest = hashlib.sha256(patient.encode("utf-8", "surrogateescape")).digest()
+    u = int.from_bytes(digest[:8], "big") / 2**64
+    return "train" if u < 0.8 else "val" if u < 0.9 else "test"
+
+
+def patient_of(path: str | Path, pattern: str | None = None) -> str:
+    """The patient to whom a file belongs, told from its name.
+
+    With `pattern`, a regular expression, it is the first group where the pattern is found in the
+    file's name, else in the path as given (in a folder: from the class on). Without, it is
+    told by `PATIENT_NAMES`; else names that differ only in a `DOCUMENT_SUFFIX` are one document
+    and so one patient, wherever the files lie: renaming a class moves nobody to another split.
+
+    Raises UsageError if the pattern is no regular expression or has no group, CxrError if a
+    path does not match it.
+    """
+    path = Path(path)
+    if pattern is not None:
+        return _patient_by_pattern(path, pattern)
+    for kind, known in PATIENT_NAMES:
+        if match := known.fullmatch(path.stem):
+            return f"{kind}:{int(match[1])}"
+    document = path.stem
+    while (shorter := DOCUMENT_SUFFIX.sub("", document)) not in ("", document):
+        document = shorter
+    return f"document:{document.casefold()}"
+
+
+def balanced_batch(
+    rows_by_class: tuple[np.ndarray, np.ndarray], batch: int, seed: int, step: int
+) -> np.ndarray:
+    """Rows of one training batch, half from each class, shuffled: int64 [batch].
+
+    A pure function of its arguments, so that a resumed run needs no sampler state. Each class is
+    drawn without replacement, in an order that is new on every pass through it. Of an odd batch,
+    the classes have the larger half in turn.
+    """
+    half, odd = divmod(batch, 2)
+    drawn = []
+    for label, rows in enumerate(rows_by_class):
+        first, last = (half * s + odd * ((s + 1 - label) // 2) for s in (step, step + 1))
+        passes, places = np.divmod(np.arange(first, last), len(rows))
+        for number in np.unique(passes):
+            order = np.random.default_rng((seed, label, int(number))).permutation(rows)
+            drawn.append(order[places[passes == number]])
+    return np.random.default_rng((seed, 2, step)).permutation(np.concatenate(drawn))
+
+
+class _Item(NamedTuple):
+    path: str
+    label: str
+    patient: str
+
+
+def _folder_items(data: Path, pattern: str | None) -> Iterator[_Item]:
+    """Every image below each class's folder, in an order that no file system decides."""
+    for folder in sorted(data.iterdir()):
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        try:
+            found = images.find_images(folder)
+        except CxrError:  # notes or leftovers: no class
+            continue
+        for path in found:
+            yield _Item(str(path), folder.name, patient_of(path.relative_to(data), pattern))
+
+
+def _csv_items(table: Path, pattern: str | None) -> Iterator[_Item]:
+    seen = set()
+    for number, line in _csv_lines(table):
+        name, label = line["path"], line["label"]
+        if not name or not label:
+            raise CxrError(f"{table}, line {number}: path and label must both be filled in")
+        if name in seen:
+            raise CxrError(f"{table}, line {number}: {name} is listed twice; keep one of the lines")
+        seen.add(name)
+        patient = line.get("patient") or patient_of(name, pattern)
+        yield _Item(str(table.parent / name), label, patient)
+
+
+def _csv_lines(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, {column: value}) for each line below the header, stripped of blanks."""
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [name.strip().lower() for name in next(reader, [])]
+            if missing := [name for name in ("path", "label") if name not in header]:
+                raise CxrError(
+                    f"{table}: the first line lacks the column {' and '.join(missing)}; it must "
+                    f"read path,label[,patient], and reads {','.join(header)[:80] or '(nothing)'}"
+                )
+            for line in filter(None, reader):
+                cells = [cell.strip() for cell in line] + [""] * (len(header) - len(line))
+                yield reader.line_num, dict(zip(header, cells))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise CxrError(f"{table}: not a CSV file in UTF-8 ({error})") from None
+
+
+def _negative_class(classes: Sequence[str], negative: str | None) -> str:
+    listed = ", ".join(classes)
+    if negative is not None:
+        if negative not in classes:
+            raise UsageError(f"--negative {negative}: no such class; there are {listed}")
+        return negative
+    known = [name for name in classes if re.sub(r"[\W_]", "", name).lower() in NEGATIVE_NAMES]
+    if len(known) != 1:
+        raise UsageError(f"which class is healthy? Say --negative CLASS, one of: {listed}")
+    return known[0]
+
+
+def _patient_by_pattern(path: Path, pattern: str) -> str:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(
+            f"--patient-pattern {pattern}: not a regular expression ({error})"
+        ) from None
+    if not compiled.groups:
+        raise UsageError(
+            f"--patient-pattern {pattern}: put the part that names the patient in parentheses"
+        )
+    for text in (path.name, path.as_posix()):
+        if (match := compiled.search(text)) and match[1]:
+            return match[1]
+    raise CxrError(f"{path.as_posix()}: --patient-pattern {pattern} finds no patient in this name")
+
+
+def _report_bad(items: Sequence[_Item], bad: dict[int, str], classes: Sequence[str]) -> None:
+    if not bad:
+        return
+    first = ", ".join(items[row].path for row in list(bad)[:3])
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    console.warn(
+        f"{len(bad)} of {len(items)} images cannot be read and are left out: {first}{more} "
+        f"(the first: {next(iter(bad.values()))})"
+    )
+    left = {item.label for row, item in enumerate(items) if row not in bad}
+    if empty := [name for name in classes if name not in left]:
+        raise CxrError(f"no readable image is left of class {', '.join(empty)}")
+
+
+def _packed(paths: Sequence[str], size: int, fit: str) -> tuple[np.ndarray, dict[int, str]]:
+    """The readable images, uint8 [n, size, size], and {place in `paths`: reason} for the others."""
+    key = _cache_key(paths, size, fit)
+    for folder in _cache_folders():
+        try:
+            return _read_entry(folder, key, len(paths), size)
+        except (OSError, EOFError, ValueError, TypeError):  # absent, or damaged: build it anew
+            continue
+    return _build_entry(_writable_cache(), key, paths, size, fit)
+
+
+def _cache_key(paths: Sequence[str], size: int, fit: str) -> str:
+    stamps = []
+    for path in paths:
+        try:
+            stat = os.stat(path)
+            stamps.append((os.path.abspath(path), stat.st_size, stat.st_mtime_ns))
+        except (OSError, ValueError):  # a missing file is counted among the unreadable ones
+            stamps.append((os.path.abspath(path), None, None))
+    return hashlib.sha256(json.dumps([CACHE_VERSION, size, fit, stamps]).encode()).hexdigest()
+
+
+def _cache_folders() -> list[Path]:
+    """Where decoded images may lie, best first; the last is there if the home is read-only."""
+    named = os.environ.get("CXRGAN_CACHE")
+    xdg = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    home = named or os.path.join(xdg, "cxrgan")
+    return [Path(home), Path(tempfile.gettempdir()) / f"cxrgan-{os.getuid()}"]
+
+
+def _writable_cache() -> Path:
+    for folder in _cache_folders():
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' images: not for all
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise CxrError("no folder to keep decoded images in; set CXRGAN_CACHE to a writable one")
+
+
+def _read_entry(folder: Path, key: str, count: int, size: int) -> tuple[np.ndarray, dict[int, str]]:
+    """A cache entry; OSError if there is none, EOFError, ValueError or TypeError if damaged."""
+    bad = {
+        int(row): str(reason) for row, reason in json.loads((folder / f"{key}.json").read_text())
+    }
+    pixels = np.load(folder / f"{key}.npy", mmap_mode="r")
+    if pixels.shape != (count - len(bad), size, size) or pixels.dtype != np.uint8:
+        raise ValueError("the array is not the one that was listed")
+    return pixels, bad
+
+
+def _build_entry(
+    folder: Path, key: str, paths: Sequence[str], size: int, fit: str
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode everything into `folder`; another process may do the same at the same time.
+
+    Each writes files of its own and then renames them. The list is renamed last: an entry
+    without one does not count, so that a crash in between leaves nothing half-valid.
+    """
+    own = folder / f"{key}.{uuid.uuid4().hex}"
+    try:
+        with open(own, "wb") as file:
+            bad = _decode_into(file, paths, size, fit)
+        pixels = np.load(own, mmap_mode="r")  # stays this file, whoever renames another over it
+        os.replace(own, folder / f"{key}.npy")
+        own.write_text(json.dumps(list(bad.items())))
+        os.replace(own, folder / f"{key}.json")
+    except OSError as error:
+        raise CxrError(
+            f"{folder}: cannot keep the decoded images here ({error.strerror or error}); "
+            "set CXRGAN_CACHE to a folder with room"
+        ) from None
+    finally:
+        own.unlink(missing_ok=True)
+    return pixels, bad
+
+
+def _decode_into(file: BinaryIO, paths: Sequence[str], size: int, fit: str) -> dict[int, str]:
+    """Write a .npy of all readable images; returns {place in `paths`: reason} for the others."""
+
+    def decode(path: str) -> np.ndarray | str:
+        try:
+            return images.load(path, size, fit)
+        except (CxrError, OSError) as error:
+            return str(error)
+
+    bad = {}
+    _npy_header(file, len(paths), size)
+    # Threads, not processes: PIL decodes outside the GIL, and torch may be loaded already.
+    with ThreadPoolExecutor() as pool, console.progress("decoding", len(paths)) as bar:
+        for row, result in enumerate(pool.map(decode, paths)):
+            if isinstance(result, str):
+                bad[row] = result
+            else:
+                file.write(result.tobytes())
+            bar.advance()
+    if len(bad) == len(paths):
+        raise CxrError(f"none of the {len(paths)} images can be read (the first: {bad[0]})")
+    file.seek(0)
+    _npy_header(file, len(paths) - len(bad), size)
+    return bad
+
+
+def _npy_header(file: BinaryIO, count: int, size: int) -> None:
+    """Its length does not depend on `count`: numpy leaves room for the first axis to change."""
+    shape = (count, size, size)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,275 @@
+"""Read an X-ray file of nearly any kind as one greyscale picture; write PNG and GIF."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from cxr import CxrError, UsageError
+
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
+    *(".dcm", ".dicom"),
+)
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # not EPS and its like: they run programs
+MIN_SIDE = 16  # pixels; smaller files are icons
+MAX_PIXELS = 2**26  # 8192 x 8192, four times the largest detectors: beyond is a decompression bomb
+
+
+def read(path: str | Path) -> np.ndarray:
+    """Read an X-ray file as float32 [H, W] in [0, 1]: greyscale, upright, bright bones.
+
+    PNG, JPEG, TIFF, BMP, GIF and WebP are told by content; DICOM by content or suffix. Colour
+    becomes ITU-R 601 luma, transparency black, EXIF orientation is applied. DICOM gets its modality
+    and VOI LUT, and MONOCHROME1 is inverted.
+
+    8-bit files give value / 255. Deeper files and DICOM do not say reliably how much of their range
+    is in use (10, 12 or 14 bits of 16), so their 0.1 and 99.9 percentiles become 0 and 1: minimum
+    and maximum would leave a picture grey for the sake of one hot pixel or a burnt-in marker.
+    Colour files of 16 bits a channel are read to their upper 8.
+
+    Raises CxrError, one line that begins with the path, for anything else: no such file, a folder,
+    an empty, damaged, constant, tiny, huge or multi-frame image, NaN or infinite values.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():  # either refused below in our own words, or harmless
+            warnings.filterwarnings("ignore", module="PIL|pydicom")
+            pixels = _read_dicom(path) if _is_dicom(path) else _read_picture(path)
+        if not np.isfinite(pixels).all():
+            raise CxrError("contains NaN or infinite values; export it again")
+        if pixels.min() == pixels.max():
+            raise CxrError("every pixel has the same value; this is no X-ray")
+    except CxrError as refusal:
+        raise CxrError(f"{path}: {refusal}") from None
+    return np.float32(pixels) / 255 if pixels.dtype == np.uint8 else _stretch(pixels)
+
+
+def square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
+    """Image [H, W] in [0, 1] -> uint8 [size, size], never squashed.
+
+    `fit` is "crop" (the central square) or "pad" (black bars on the short sides). Resized with an
+    antialiased bicubic filter, which is smooth in both directions. Raises UsageError on another
+    `fit`.
+    """
+    height, width = image.shape
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
+    elif fit == "pad":
+        side = max(height, width)
+        tall, wide = side - height, side - width
+        image = np.pad(image, ((tall // 2, tall - tall // 2), (wide // 2, wide - wide // 2)))
+    else:
+        raise UsageError(f"fit is 'crop' or 'pad', not {fit!r}")
+    return np.uint8(np.rint(255 * resize(image, size).clip(0, 1)))
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Float [H, W] -> float32 [size, size] by antialiased bicubic; may overshoot the range."""
+    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
+    return np.array(picture.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def load(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
+    """`read`, then `square`: file -> uint8 [size, size]. Raises CxrError."""
+    return square(read(path), size, fit)
+
+
+def find_images(path: str | Path) -> list[Path]:
+    """The file itself, or every image below a folder (by SUFFIXES), sorted, hidden ones left out.
+
+    Raises CxrError when there is no such path or the folder holds no image.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.exists():
+            raise CxrError(f"{path}: no such file or folder")
+        return [path]
+    found = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in SUFFIXES
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    if not found:
+        raise CxrError(f"{path}: holds no image (looked for {' '.join(SUFFIXES)})")
+    return found
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, moved over it at the end; nothing is left on failure.
+
+    Raises CxrError when the file system refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CxrError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # gone already, as it should be
+            temporary.unlink()
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write uint8 [H, W] or [H, W, 3] as PNG, whole or not at all. Raises CxrError."""
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
+
+
+def write_gif(path: str | Path, frames: Sequence[np.ndarray], seconds: float) -> None:
+    """Write F frames, uint8 [H, W] or [H, W, 3], as a GIF that plays forth and back for ever.
+
+    It holds 2F - 2 frames, each shown for `seconds`, and rests on the first and the last. One
+    palette serves all frames, so that nothing flickers. Raises CxrError.
+    """
+    height, width = frames[0].shape[:2]
+    strip = _indexed(np.array(Image.fromarray(np.concatenate(frames)).convert("RGB")))
+    tops = range(0, strip.height, height)
+    forth = [strip.crop((0, top, width, top + height)) for top in tops]
+    shown = [round(1000 * seconds)] * len(forth)  # milliseconds
+    shown[0] = shown[-1] = 4 * shown[0]
+    first, *rest = forth + forth[-2:0:-1]
+    times = shown + shown[-2:0:-1]
+    with replacing(path) as temporary:
+        first.save(
+            temporary, "GIF", save_all=True, append_images=rest, duration=times, loop=0, disposal=1
+        )
+
+
+def _indexed(pixels: np.ndarray) -> Image.Image:
+    """uint8 [H, W, 3] -> a palette image: 128 exact greys, and the best 128 colours for the rest.
+
+    Pillow's own choices either drown a thin red curve in X-ray greys or tint the X-ray.
+    """
+    levels = np.rint(np.linspace(0, 255, 128)).astype(int)
+    palette = levels.repeat(3).tolist()
+    index = np.uint8(np.rint(pixels[..., 0] * (127 / 255)))
+    coloured = np.ptp(pixels, axis=-1) > 0
+    if coloured.any():
+        rest = Image.fromarray(pixels[coloured][None]).quantize(128)  # one long row
+        palette += rest.getpalette()
+        index[coloured] = 128 + np.array(rest)[0]
+    image = Image.fromarray(index)
+    image.putpalette(palette)
+    return image
+
+
+def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:
+    """Images uint8 [rows, columns, R, R] -> one sheet uint8, `gap` grey pixels between them."""
+    rows, columns, side, _ = images.shape
+    step = side + gap
+    sheet = np.full((rows * step - gap, columns * step - gap), 64, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * step, column * step
+            sheet[top : top + side, left : left + side] = images[row, column]
+    return sheet
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.is_dir():
+        raise CxrError("is a folder; name an image file")
+    if not path.is_file():
+        raise CxrError("is not a regular file" if path.exists() else "no such file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+    except OSError as error:
+        raise CxrError(f"cannot be opened: {error.strerror}") from None
+    if not head:
+        raise CxrError("the file is empty (0 bytes)")
+    return head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+
+
+@contextmanager
+def _decoding(kinds: str) -> Iterator[None]:
+    """Damaged bytes make decoders raise nearly anything: all of it is one refusal."""
+    try:
+        yield
+    except CxrError:
+        raise
+    except Image.DecompressionBombError:
+        raise CxrError(f"has more than {MAX_PIXELS:,} pixels; make it smaller") from None
+    except UnidentifiedImageError:
+        raise CxrError(f"not an image, or a damaged one; {kinds} can be read") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise CxrError(f"damaged or cut short, export it again ({reason})") from error
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """uint8 [H, W], or another type [H, W] if the file is deeper than 8 bits."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # whoever switched it on: half an X-ray is none
+    with _decoding("PNG, JPEG, TIFF, BMP, GIF, WebP and DICOM"):
+        with Image.open(path, formats=FORMATS) as file:
+            _check_size(*file.size)
+            # A camera's MPO is a JPEG with a preview behind it, not a film.
+            if file.format != "MPO":
+                _check_frames(getattr(file, "n_frames", 1))
+            white_is_zero = getattr(file, "tag_v2", {}).get(262) == 0
+            picture = ImageOps.exif_transpose(file)
+        if picture.mode.startswith("I") or picture.mode == "F":  # convert("L") would clip these
+            pixels = np.array(picture)
+            return -pixels.astype(np.float64) if white_is_zero else pixels
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+            picture = Image.alpha_composite(black, picture)
+        if picture.mode not in ("1", "L"):
+            picture = picture.convert("RGB")  # the only way from CMYK and Lab to grey
+        return np.array(picture.convert("L"))
+
+
+def _read_dicom(path: Path) -> np.ndarray:
+    """Float64 [H, W], in the units of the VOI LUT, larger is brighter."""
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    except ImportError:
+        raise CxrError("reading DICOM needs pydicom: pip install 'cxrgan[dicom]'") from None
+    with _decoding("DICOM"):
+        try:
+            dataset = pydicom.dcmread(path)
+        except pydicom.errors.InvalidDicomError:
+            raise CxrError("its name says DICOM, its content does not") from None
+        if "PixelData" not in dataset:
+            raise CxrError("this DICOM file holds no image")
+        _check_size(dataset.Columns, dataset.Rows)
+        _check_frames(int(dataset.get("NumberOfFrames") or 1))
+        kind = dataset.PhotometricInterpretation
+        if kind not in ("MONOCHROME1", "MONOCHROME2"):
+            raise CxrError(f"colour DICOM ({kind}) is no radiograph; export a greyscale one")
+        pixels = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
+    pixels = pixels.astype(np.float64)
+    return -pixels if kind == "MONOCHROME1" else pixels
+
+
+def _check_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise CxrError(f"only {width} x {height} pixels; at least {MIN_SIDE} a side are needed")
+    if width * height > MAX_PIXELS:
+        raise CxrError(f"{width} x {height} is more than {MAX_PIXELS:,} pixels; make it smaller")
+
+
+def _check_frames(count: int) -> None:
+    if count > 1:
+        raise CxrError(f"holds {count} frames or pages; save the one to look at on its own")
+
+
+def _stretch(pixels: np.ndarray) -> np.ndarray:
+    pixels = pixels.astype(np.float64)
+    low, high = np.percentile(pixels, (0.1, 99.9))
+    if low == high:  # all but a few pixels are alike
+        low, high = pixels.min(), pixels.max()
+    return np.float32(((pixels - low) / (high - low)).clip(0, 1))

@@ -1,0 +1,274 @@
+"""The classifier's training loop: healthy or diseased, from a data set to a calibrated logit."""
+
+import copy
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cxr import UsageError, augment, console, datasets, measures
+from cxr.checkpoints import Model
+from cxr.datasets import Dataset
+from cxr.networks import PRESETS, Classifier
+from cxr.training import (
+    Interrupted,
+    Run,
+    World,
+    find_device,
+    half_precision,
+    interruptible,
+    rng,
+    update_ema,
+)
+
+PERTURBATIONS = ("clean", "gamma", "blur", "crop", "noise")
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str
+    preset: str = "cxr64"
+    size: int | None = None  # pixels; the preset's
+    fit: str = "crop"
+    negative: str | None = None
+    patient_pattern: str | None = None
+    batch: int = 64
+    images: int = 200_000  # that training sees
+    tick: int = 8_192  # images between validations
+    patience: int = 8  # ticks without a better validation
+    rate: float = 2e-3
+    decay: float = 0.05  # of the weights
+    smoothing: float = 0.05  # of the labels
+    ema: int = 8_000  # images over which half of the average is renewed
+    seed: int = 0
+    device: str = "auto"
+
+    @property
+    def pixels(self) -> int:
+        return self.size or PRESETS[self.preset].size
+
+
+def train(config: Config, out: str, resume: bool = False) -> Model:
+    """Train a classifier; `out` receives the run folder with `model.safetensors`.
+
+    Returns the model, its metrics on the test split in `info["metrics"]`. Raises CxrError where
+    a class is missing from a split, `Interrupted` after Ctrl-C.
+    """
+    world, device = World(), find_device(config.device)
+    data = datasets.open_dataset(
+        config.data, config.pixels, config.fit, config.negative, config.patient_pattern
+    )
+    if config.batch % world.size:
+        raise UsageError(f"--batch {config.batch} cannot be shared by {world.size} processes")
+    run = Run(out, config, resume, world)
+    trainer = Trainer(config, data, device, world)
+    if resume:
+        trainer.progress = run.restore(trainer.parts())
+    _loop(trainer, run)
+    trainer.ema.load_state_dict(trainer.best.state_dict())
+    model = finish(trainer.ema, data, config, trainer.progress)
+    if world.first:
+        model.save(run.model)
+    world.close()
+    return model
+
+
+class Trainer:
+    """The networks, the optimiser and one step of training."""
+
+    def __init__(self, config: Config, data: Dataset, device: torch.device, world: World):
+        self.config, self.data, self.device, self.world = config, data, device, world
+        torch.manual_seed(config.seed)
+        self.network = Classifier(PRESETS[config.preset].classifier).to(device)
+        self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.best = copy.deepcopy(self.ema)
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        plain = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": config.decay}, {"params": plain}]
+        self.optimiser = torch.optim.AdamW(groups, lr=config.rate, weight_decay=0.0)
+        self.precision = half_precision(device)
+        self.classes = data.by_class("train")
+        self.progress = {"images": 0, "best": -1.0, "best_images": 0}
+
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        return {
+            "network": self.network,
+            "ema": self.ema,
+            "best": self.best,
+            "optimiser": self.optimiser,
+        }
+
+    def step(self) -> Tensor:
+        """One optimiser step on one balanced, augmented batch; returns the loss."""
+        config, seen = self.config, self.progress["images"]
+        step = seen // config.batch
+        rows = datasets.balanced_batch(self.classes, config.batch, config.seed, step)
+        changes = augment.draw(config.batch, 0.7, rng(config.seed, step), augment.CLASSIFIER)
+        rows = self.world.share(torch.from_numpy(rows)).numpy()
+        changes = {name: self.world.share(values) for name, values in changes.items()}
+        x = augment.apply(to_tensor(self.data.images[rows], self.device), changes)
+        y = torch.from_numpy(self.data.labels[rows]).to(self.device).float()
+        torch.manual_seed(config.seed + step * self.world.size + self.world.rank)  # of dropout
+        with self.precision:
+            logits = self.network(x)
+        loss = F.binary_cross_entropy_with_logits(
+            logits, y * (1 - config.smoothing) + config.smoothing / 2
+        )
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.world.average(self.network.parameters())
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.rate * schedule(seen / config.images)
+        self.optimiser.step()
+        self.progress["images"] = seen + config.batch
+        horizon = min(config.ema, self.progress["images"] / 4)  # short at first
+        update_ema(self.ema, self.network, 0.5 ** (config.batch / horizon))
+        return loss.detach()
+
+
+def schedule(done: float) -> float:
+    """Learning rate at the share `done` of training: a short warm-up, then a cosine."""
+    return min(1.0, done / 0.03 + 1e-3) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _loop(trainer: Trainer, run: Run) -> None:
+    """Train to the end, validating and saving at every tick."""
+    config, progress = trainer.config, trainer.progress
+    quiet = not trainer.world.first
+    with (
+        interruptible() as caught,
+        console.progress("train-cnn", config.images, progress["images"], quiet=quiet) as bar,
+    ):
+        losses, began = [], time.perf_counter()
+        while progress["images"] < config.images and not _stale(config, progress):
+            before = progress["images"]
+            losses.append(trainer.step())
+            bar.advance(config.batch)
+            ticked = progress["images"] // config.tick > before // config.tick
+            if not (ticked or progress["images"] >= config.images or caught):
+                continue
+            loss = float(trainer.world.mean(torch.stack(losses).mean()))
+            speed = config.batch * len(losses) / (time.perf_counter() - began)
+            if caught:
+                run.save(trainer.parts(), progress)
+                raise Interrupted(
+                    f"stopped at {progress['images']} images, state saved in {run.folder}: "
+                    "go on with the same command and --resume"
+                )
+            row = {"images": progress["images"], "loss": loss, **_validate(trainer)}
+            run.log({**row, "images_per_second": speed})
+            run.save(trainer.parts(), progress)
+            bar.note(f"loss {loss:.3f}  val AUROC {row['auroc']:.4f}")
+            losses, began = [], time.perf_counter()
+
+
+def _stale(config: Config, progress: dict) -> bool:
+    return progress["images"] - progress["best_images"] >= config.patience * config.tick
+
+
+def _validate(trainer: Trainer) -> dict[str, float]:
+    """AUROC on validation, clean and the mean over the perturbations; the latter decides which
+    weights are kept, since the former saturates."""
+    rows = trainer.data.rows("val")
+    labels, x = trainer.data.labels[rows], to_tensor(trainer.data.images[rows], trainer.device)
+    aurocs = {
+        name: measures.auroc(predict(trainer.ema, perturb(x, name)), labels)
+        for name in PERTURBATIONS
+    }
+    robust = float(np.mean(list(aurocs.values())))
+    if robust >= trainer.progress["best"]:
+        trainer.progress["best"] = robust
+        trainer.progress["best_images"] = trainer.progress["images"]
+        trainer.best.load_state_dict(trainer.ema.state_dict())
+    return {"auroc": aurocs["clean"], "auroc_robust": robust}
+
+
+@torch.no_grad()
+def predict(classifier: nn.Module, x: Tensor, chunk: int = 256) -> np.ndarray:
+    """Logits [N] of images [N, 1, R, R], in fp32."""
+    return torch.cat([classifier(part) for part in x.split(chunk)]).float().cpu().numpy()
+
+
+def perturb(x: Tensor, name: str) -> Tensor:
+    """One fixed change of all images: gamma 0.7, a 5x5 blur, a crop to 90%, noise of 0.05."""
+    n, zeros = len(x), torch.zeros(len(x), device=x.device)
+    if name == "gamma":
+        return augment.shade(x, zeros, zeros, torch.full_like(zeros, math.log(0.7)))
+    if name == "blur":
+        return augment.blurred(x)
+    if name == "crop":
+        return augment.move(x, zeros, torch.full_like(zeros, -math.log(0.9)), zeros, zeros, zeros)
+    if name == "noise":
+        return x + 0.1 * torch.randn(1, *x.shape[1:], generator=rng(0)).to(x.device).expand(n, -1, -1, -1)
+    return x
+
+
+def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+    """uint8 [N, R, R] to float32 [N, 1, R, R] in [-1, 1]."""
+    return torch.from_numpy(np.array(images)).to(device)[:, None].float() / 127.5 - 1
+
+
+def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -> Model:
+    """Calibrate on validation, measure on test, and put together the model."""
+    device = network.temperature.device
+    rows = data.rows("val")
+    logits = predict(network, to_tensor(data.images[rows], device))
+    network.temperature.fill_(measures.fit_temperature(logits, data.labels[rows]))
+    mean = to_tensor(data.images[data.rows("train")]).mean(0, keepdim=True)
+    info = {
+        "size": config.pixels,
+        "fit": config.fit,
+        "classes": list(data.classes),
+        "split": datasets.SPLIT_RULE,
+        "provenance": {
+            "data": data.name,
+            "counts": data.counts(),
+            "classifier": {**dataclasses.asdict(config), "data": data.name, "seen": progress["images"]},
+        },
+        "metrics": {"classifier": classifier_metrics(network, data, "test")},
+        "thresholds": {"likeness": likeness_threshold(data, mean)},
+    }
+    return Model({"classifier": network}, info, {"mean_image": mean})
+
+
+def classifier_metrics(classifier: nn.Module, data: Dataset, split: str) -> dict:
+    """AUROC, accuracy, sensitivity, specificity and calibration error with bootstrap intervals
+    over patients, and AUROC under each fixed perturbation; each {value, low, high, n}."""
+    device = next(classifier.parameters()).device
+    rows = data.rows(split)
+    labels, x = data.labels[rows], to_tensor(data.images[rows], device)
+    patients = np.array([data.patients[row] for row in rows])
+    results = {}
+    for name in PERTURBATIONS:
+        logits = predict(classifier, perturb(x, name))
+        key = "auroc" if name == "clean" else f"auroc_{name}"
+        results[key] = measures.bootstrap(measures.auroc, patients, logits, labels)
+        if name == "clean":
+            p = 1 / (1 + np.exp(-logits))
+            for key, statistic in (
+                ("accuracy", measures.accuracy),
+                ("sensitivity", measures.sensitivity),
+                ("specificity", measures.specificity),
+                ("ece", measures.calibration_error),
+            ):
+                results[key] = measures.bootstrap(statistic, patients, p, labels)
+    return results
+
+
+def likeness(x: Tensor, mean: Tensor) -> Tensor:
+    """Correlation [N] of images [N, 1, R, R] with the training set's mean image, both at 16x16:
+    low for a CT slice, a photograph, an inverted or overturned radiograph."""
+    a, b = (F.adaptive_avg_pool2d(t.float(), 16).flatten(1) for t in (x, mean))
+    a, b = (t - t.mean(1, keepdim=True) for t in (a, b))
+    return F.cosine_similarity(a, b)
+
+
+def likeness_threshold(data: Dataset, mean: Tensor) -> float:
+    """The likeness that all but 1% of the validation images exceed."""
+    values = likeness(to_tensor(data.images[data.rows("val")]), mean)
+    return float(values.quantile(0.01))

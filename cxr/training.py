@@ -1,0 +1,198 @@
+"""What both training loops share: the device, the run folder, resuming, interrupts, processes.
+
+Nothing random is kept between steps: every draw comes from a generator seeded by (seed, step), so
+that a run resumed after a `kill -9` is the very run it would have been, and so that each of
+several processes can take its share of one global draw.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cxr import CxrError, UsageError, checkpoints
+
+
+class World:
+    """The processes that `torchrun` started, or the only one."""
+
+    def __init__(self) -> None:
+        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        if self.size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        self.first = self.rank == 0
+
+    def share(self, block: Tensor) -> Tensor:
+        """This process's rows of a block that is drawn for all of them."""
+        rows = len(block) // self.size
+        return block[self.rank * rows : (self.rank + 1) * rows]
+
+    def average(self, parameters: Iterable[Tensor]) -> None:
+        """Average the gradients over the processes in one flat all-reduce."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for g, part in zip(gradients, flat.split([g.numel() for g in gradients])):
+            g.copy_(part.view_as(g))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a small tensor over the processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values / self.size
+
+    def close(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """`auto`, `cpu` or `cuda[:N]` as a device that is there; sets the allocator up for it."""
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: say auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: say auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise UsageError(f"--device {name}: torch sees no such GPU here; say --device cpu")
+        torch.cuda.set_device(device)
+    else:
+        _keep_freed_memory()
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse freed activations rather than hand them back: fresh pages cost more than
+    the arithmetic done on them (a third of a training step)."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: never map a tensor on its own
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bf16 autocast where the hardware multiplies in it, else a context that does nothing."""
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=able)
+
+
+def rng(*seed: int) -> torch.Generator:
+    """A CPU generator for these numbers: (seed, step, purpose)."""
+    mixed = 0
+    for number in seed:
+        mixed = (mixed * 1_000_003 + number + 1) % (2**63 - 25)
+    return torch.Generator().manual_seed(mixed)
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move `average` towards `network`; buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    for a, b in zip(average.buffers(), network.buffers()):
+        a.copy_(b)
+
+
+class Run:
+    """A run folder: `config.json`, `log.jsonl`, `state.safetensors`, the model file, samples."""
+
+    def __init__(self, folder: str | Path, config, resume: bool, world: World):
+        self.folder, self.world = Path(folder), world
+        self.state = self.folder / "state.safetensors"
+        self.model = self.folder / "model.safetensors"
+        if resume:
+            self._compare(asdict(config))
+        elif self.state.exists():
+            raise UsageError(f"{folder} holds a run: go on with --resume, or choose another --out")
+        if world.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_text("config.json", json.dumps(asdict(config), indent=1, default=str))
+
+    def _compare(self, now: dict) -> None:
+        """A run goes on as it began; only its length may change."""
+        if not self.state.exists():
+            raise UsageError(f"{self.folder} holds no run to resume: leave --resume out")
+        before = json.loads((self.folder / "config.json").read_text())
+        now = json.loads(json.dumps(now, default=str))
+        for name in now:
+            if name not in ("images", "device", "workers") and now[name] != before.get(name):
+                raise UsageError(
+                    f"{self.folder} was begun with {name} = {before.get(name)}, not {now[name]}: "
+                    "resume with the same options"
+                )
+
+    def save(self, parts: dict, progress: dict) -> None:
+        """Write the state; `progress` is what the loop needs besides tensors."""
+        if self.world.first:
+            checkpoints.save(self.state, checkpoints.pack(parts), progress)
+
+    def restore(self, parts: dict) -> dict:
+        """Put the state back, cut the log back to it, and return its progress."""
+        tensors, progress = checkpoints.load(self.state)
+        checkpoints.unpack(tensors, parts)
+        if self.world.first:
+            rows = [row for row in self.rows() if row["images"] <= progress["images"]]
+            self._write_text("log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        return progress
+
+    def log(self, row: dict) -> None:
+        """Append a line to the log."""
+        if self.world.first:
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict]:
+        """The log so far; a last line that a crash cut short is left out."""
+        path, rows = self.folder / "log.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
+
+    def _write_text(self, name: str, text: str) -> None:
+        temporary = self.folder / (name + ".tmp")
+        temporary.write_text(text)
+        os.replace(temporary, self.folder / name)
+
+
+class Interrupted(CxrError):
+    """Ctrl-C, after the state was saved."""
+
+    status = 130
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Within it, Ctrl-C and SIGTERM only leave their number in the list that is yielded, so that
+    the step under way ends; a second Ctrl-C stops at once."""
+    caught: list[int] = []
+
+    def note(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
