@@ -88,7 +88,9 @@ def integrated_gradients(
     """Integrated gradients (Sundararajan et al. 2017) along the straight line of images.
 
     (x - baseline) times the mean gradient at `steps` midpoints of the line. An image's steps are
-    doubled until its completeness error is under `tolerance` or `max_steps` is reached.
+    doubled until its completeness error is under `tolerance` or `max_steps` is reached. A constant
+    baseline is a singular point of a network that normalises its input's contrast, as ours does:
+    the integral hardly converges from there; take a blurred or a mean image.
 
     x: [N, 1, R, R] in [-1, 1]; baseline: the same, or [1, 1, R, R] for all.
     Returns maps float32 [N, R, R] and their completeness errors float32 [N], reached or not.

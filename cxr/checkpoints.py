@@ -5,6 +5,7 @@ A model file holds `classifier.*` and, after `train-gan`, `encoder.*`, `generato
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import tempfile
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cxr import CxrError
+from cxr import CxrError, UsageError
 from cxr.networks import (
     Classifier,
     ClassifierConfig,
@@ -58,7 +59,8 @@ class Model:
         if name in NETWORKS:
             if name in self.__dict__["networks"]:
                 return self.networks[name]
-            raise CxrError(f"{self.path} holds no {name}: give a model made by `cxrgan train-gan`")
+            maker = "--classifier" if name == "classifier" else "a model made by `cxrgan train-gan`"
+            raise CxrError(f"{self.path} holds no {name}: give {maker}")
         raise AttributeError(name)
 
     def dose(self, logit: Tensor) -> Tensor:
@@ -72,13 +74,16 @@ class Model:
         return low + dose * (high - low)
 
     def save(self, path: str | Path) -> None:
+        own = {
+            name: net for name, net in self.networks.items() if isinstance(net, NETWORKS[name][0])
+        }
         tensors = {
             f"{name}.{key}": value
-            for name, network in self.networks.items()
+            for name, network in own.items()
             for key, value in network.state_dict().items()
         }
         tensors |= {f"buffers.{key}": value for key, value in self.buffers.items()}
-        configs = {name: dataclasses.asdict(net.config) for name, net in self.networks.items()}
+        configs = {name: dataclasses.asdict(network.config) for name, network in own.items()}
         save(path, tensors, {"format": FORMAT, "configs": configs, **self.info})
 
 
@@ -101,6 +106,34 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
     buffers = {k[8:]: v.float().to(device) for k, v in tensors.items() if k.startswith("buffers.")}
     del info["format"]
     return Model(networks, info, buffers, path)
+
+
+def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") -> Model:
+    """A classifier from a model file, or from `FILE.py:FUNCTION`, a user's own.
+
+    FUNCTION takes nothing and returns a module from [N, 1, R, R] in [-1, 1] to a logit [N]; it is
+    tried at R = `size`.
+    """
+    file, colon, function = spec.rpartition(":")
+    if not (colon and file.endswith(".py")):
+        model = load_model(spec, device)
+        model.networks = {"classifier": model.classifier}
+        return model
+    if not Path(file).is_file():
+        raise UsageError(f"--classifier {spec}: there is no file {file}")
+    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("own", file))
+    try:
+        module.__spec__.loader.exec_module(module)
+        network = getattr(module, function)().to(device).eval().requires_grad_(False)
+        with torch.no_grad():
+            shape = tuple(network(torch.zeros(2, 1, size, size, device=device)).shape)
+    except Exception as error:  # whatever the user's code raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CxrError(f"--classifier {spec} failed: {reason}") from error
+    if shape != (2,):
+        raise CxrError(f"--classifier {spec} returns {list(shape)} for 2 images, not a logit [2]")
+    info = {"provenance": {"classifier": spec}, "metrics": {}, "thresholds": {}}
+    return Model({"classifier": network}, info, path=Path(spec))
 
 
 def shipped() -> dict[str, Path]:
@@ -144,7 +177,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safetensors.safe_open(str(path), "pt") as file:
             metadata = json.loads((file.metadata() or {}).get("cxrgan", "{}"))
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CxrError(f"cannot read {path} as safetensors ({reason}): is it whole?") from None

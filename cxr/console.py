@@ -24,7 +24,9 @@ class Bar:
 
 
 @contextmanager
-def progress(description: str, total: int, done: int = 0, unit: str = "images", quiet: bool = False):
+def progress(
+    description: str, total: int, done: int = 0, unit: str = "images", quiet: bool = False
+):
     """A progress bar with count, rate and time left; yields a `Bar`."""
     columns = (
         TextColumn("{task.description}"),

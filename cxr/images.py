@@ -87,8 +87,8 @@ def find_images(path: str | Path) -> list[Path]:
     Raises CxrError when there is no such path or the folder holds no image.
     """
     path = Path(path)
-    if not path.is_dir():
-        if not path.exists():
+    if not os.path.isdir(path):  # unlike Path's, these never raise
+        if not os.path.exists(path):
             raise CxrError(f"{path}: no such file or folder")
         return [path]
     found = [
@@ -178,11 +178,11 @@ def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:
 
 
 def _is_dicom(path: Path) -> bool:
-    if path.is_dir():
-        raise CxrError("is a folder; name an image file")
-    if not path.is_file():
-        raise CxrError("is not a regular file" if path.exists() else "no such file")
     try:
+        if path.is_dir():
+            raise CxrError("is a folder; name an image file")
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise CxrError("is not a regular file" if path.exists() else "no such file")
         with path.open("rb") as file:
             head = file.read(132)
     except OSError as error:
@@ -250,7 +250,16 @@ def _read_dicom(path: Path) -> np.ndarray:
         kind = dataset.PhotometricInterpretation
         if kind not in ("MONOCHROME1", "MONOCHROME2"):
             raise CxrError(f"colour DICOM ({kind}) is no radiograph; export a greyscale one")
-        pixels = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
+        try:
+            pixels = dataset.pixel_array
+        except RuntimeError as error:
+            if "missing dependencies" not in str(error):
+                raise
+            raise CxrError(
+                f"{dataset.file_meta.TransferSyntaxUID.name} needs another decoder:"
+                " pip install 'pylibjpeg[all]', or save it uncompressed"
+            ) from None
+        pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
     pixels = pixels.astype(np.float64)
     return -pixels if kind == "MONOCHROME1" else pixels
 

@@ -6,6 +6,7 @@ on the unit sphere; `w1` and `w2` are their style vectors.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ def _preset(
 
 PRESETS = {
     "tiny": _preset((32, 32, 24, 16), ClassifierConfig((16, 24, 32), 1), (16, 24, 32), w=32),
-    "cxr64": _preset((256, 192, 128, 96, 64), ClassifierConfig(), (48, 96, 128, 192)),
+    "cxr64": _preset((256, 192, 128, 96, 48), ClassifierConfig(), (32, 64, 128, 192)),
     "cxr128": _preset(
         (256, 256, 192, 128, 96, 48),
         ClassifierConfig((48, 96, 128, 192)),
@@ -132,9 +133,7 @@ class Mapping(nn.Module):
     def __init__(self, inputs: int, width: int, bias: float | None, depth: int = 3):
         super().__init__()
         sizes = (inputs,) + (width,) * depth
-        self.layers = nn.ModuleList(
-            EqualLinear(a, b, bias, rate=0.1) for a, b in zip(sizes, sizes[1:])
-        )
+        self.layers = nn.ModuleList(EqualLinear(a, b, bias, rate=0.1) for a, b in pairwise(sizes))
 
     def forward(self, z: Tensor) -> Tensor:
         for layer in self.layers:
@@ -256,13 +255,18 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
         self.config, channels = config, config.channels
-        self.stem, self.stem_bias = EqualConv(1, channels[0], 3), nn.Parameter(torch.zeros(channels[0]))
+        self.stem, self.stem_bias = (
+            EqualConv(1, channels[0], 3),
+            nn.Parameter(torch.zeros(channels[0])),
+        )
         self.blocks = nn.ModuleList(map(DiscriminatorBlock, channels, channels[1:]))
         width = channels[-1]
         self.conv, self.bias = EqualConv(width + 1, width, 3), nn.Parameter(torch.zeros(width))
         self.hidden = EqualLinear(width * 16, width)
         self.score = EqualLinear(width, 1)
-        self.embed = nn.Sequential(EqualLinear(2, 64), nn.LeakyReLU(ops.SLOPE), EqualLinear(64, width))
+        self.embed = nn.Sequential(
+            EqualLinear(2, 64), nn.LeakyReLU(ops.SLOPE), EqualLinear(64, width)
+        )
 
     def forward(self, x: Tensor, dose: Tensor) -> Tensor:
         """Logit [N] of being real, for images [N, 1, R, R] of doses [N] in [0, 1]."""
@@ -279,8 +283,11 @@ class Discriminator(nn.Module):
         """Mean standard deviation within each group, as a channel [N, 1, H, W]."""
         n, _, height, width = x.shape
         groups = x.float().unflatten(0, (-1, min(self.config.group, n)))  # [N / g, g, C, H, W]
-        std = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))  # [N / g]
-        return std.repeat_interleave(groups.shape[1])[:, None, None, None].expand(-1, 1, height, width)
+        variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)
+        std = (variance + 1e-8).sqrt().mean((1, 2, 3))  # [N / g]
+        return std.repeat_interleave(groups.shape[1])[:, None, None, None].expand(
+            -1, 1, height, width
+        )
 
 
 class ResidualBlock(nn.Module):
@@ -292,7 +299,9 @@ class ResidualBlock(nn.Module):
         self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         nn.init.zeros_(self.conv1.weight)  # starts as the identity
-        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        self.skip = (
+            nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        )
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxr import UsageError, augment, console, datasets, measures
+from cxr import UsageError, augment, datasets, measures
 from cxr.checkpoints import Model
 from cxr.datasets import Dataset
 from cxr.networks import PRESETS, Classifier
 from cxr.training import (
-    Interrupted,
     Run,
     World,
     find_device,
     half_precision,
-    interruptible,
+    loop,
     rng,
     update_ema,
 )
@@ -69,7 +67,7 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     trainer = Trainer(config, data, device, world)
     if resume:
         trainer.progress = run.restore(trainer.parts())
-    _loop(trainer, run)
+    loop(trainer, run, "train-cnn")
     trainer.ema.load_state_dict(trainer.best.state_dict())
     model = finish(trainer.ema, data, config, trainer.progress)
     if world.first:
@@ -103,8 +101,31 @@ class Trainer:
             "optimiser": self.optimiser,
         }
 
-    def step(self) -> Tensor:
-        """One optimiser step on one balanced, augmented batch; returns the loss."""
+    def done(self) -> bool:
+        """Early stopping: no better validation for `patience` ticks."""
+        stale = self.progress["images"] - self.progress["best_images"]
+        return stale >= self.config.patience * self.config.tick
+
+    def report(self) -> dict[str, float]:
+        """AUROC on validation, clean and the mean over the perturbations; the latter decides
+        which weights are kept, since the former saturates."""
+        rows = self.data.rows("val")
+        labels, x = self.data.labels[rows], to_tensor(self.data.images[rows], self.device)
+        aurocs = {
+            name: measures.auroc(predict(self.ema, perturb(x, name)), labels)
+            for name in PERTURBATIONS
+        }
+        robust = float(np.mean(list(aurocs.values())))
+        if robust >= self.progress["best"]:
+            self.progress |= {"best": robust, "best_images": self.progress["images"]}
+            self.best.load_state_dict(self.ema.state_dict())
+        return {"auroc": aurocs["clean"], "auroc_robust": robust}
+
+    def summary(self, row: dict) -> str:
+        return f"loss {row['loss']:.3f}  val AUROC {row['auroc']:.4f}"
+
+    def step(self) -> dict[str, Tensor]:
+        """One optimiser step on one balanced, augmented batch."""
         config, seen = self.config, self.progress["images"]
         step = seen // config.batch
         rows = datasets.balanced_batch(self.classes, config.batch, config.seed, step)
@@ -128,64 +149,12 @@ class Trainer:
         self.progress["images"] = seen + config.batch
         horizon = min(config.ema, self.progress["images"] / 4)  # short at first
         update_ema(self.ema, self.network, 0.5 ** (config.batch / horizon))
-        return loss.detach()
+        return {"loss": loss.detach()}
 
 
 def schedule(done: float) -> float:
     """Learning rate at the share `done` of training: a short warm-up, then a cosine."""
     return min(1.0, done / 0.03 + 1e-3) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def _loop(trainer: Trainer, run: Run) -> None:
-    """Train to the end, validating and saving at every tick."""
-    config, progress = trainer.config, trainer.progress
-    quiet = not trainer.world.first
-    with (
-        interruptible() as caught,
-        console.progress("train-cnn", config.images, progress["images"], quiet=quiet) as bar,
-    ):
-        losses, began = [], time.perf_counter()
-        while progress["images"] < config.images and not _stale(config, progress):
-            before = progress["images"]
-            losses.append(trainer.step())
-            bar.advance(config.batch)
-            ticked = progress["images"] // config.tick > before // config.tick
-            if not (ticked or progress["images"] >= config.images or caught):
-                continue
-            loss = float(trainer.world.mean(torch.stack(losses).mean()))
-            speed = config.batch * len(losses) / (time.perf_counter() - began)
-            if caught:
-                run.save(trainer.parts(), progress)
-                raise Interrupted(
-                    f"stopped at {progress['images']} images, state saved in {run.folder}: "
-                    "go on with the same command and --resume"
-                )
-            row = {"images": progress["images"], "loss": loss, **_validate(trainer)}
-            run.log({**row, "images_per_second": speed})
-            run.save(trainer.parts(), progress)
-            bar.note(f"loss {loss:.3f}  val AUROC {row['auroc']:.4f}")
-            losses, began = [], time.perf_counter()
-
-
-def _stale(config: Config, progress: dict) -> bool:
-    return progress["images"] - progress["best_images"] >= config.patience * config.tick
-
-
-def _validate(trainer: Trainer) -> dict[str, float]:
-    """AUROC on validation, clean and the mean over the perturbations; the latter decides which
-    weights are kept, since the former saturates."""
-    rows = trainer.data.rows("val")
-    labels, x = trainer.data.labels[rows], to_tensor(trainer.data.images[rows], trainer.device)
-    aurocs = {
-        name: measures.auroc(predict(trainer.ema, perturb(x, name)), labels)
-        for name in PERTURBATIONS
-    }
-    robust = float(np.mean(list(aurocs.values())))
-    if robust >= trainer.progress["best"]:
-        trainer.progress["best"] = robust
-        trainer.progress["best_images"] = trainer.progress["images"]
-        trainer.best.load_state_dict(trainer.ema.state_dict())
-    return {"auroc": aurocs["clean"], "auroc_robust": robust}
 
 
 @torch.no_grad()
@@ -204,7 +173,9 @@ def perturb(x: Tensor, name: str) -> Tensor:
     if name == "crop":
         return augment.move(x, zeros, torch.full_like(zeros, -math.log(0.9)), zeros, zeros, zeros)
     if name == "noise":
-        return x + 0.1 * torch.randn(1, *x.shape[1:], generator=rng(0)).to(x.device).expand(n, -1, -1, -1)
+        return x + 0.1 * torch.randn(1, *x.shape[1:], generator=rng(0)).to(x.device).expand(
+            n, -1, -1, -1
+        )
     return x
 
 
@@ -228,7 +199,11 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
         "provenance": {
             "data": data.name,
             "counts": data.counts(),
-            "classifier": {**dataclasses.asdict(config), "data": data.name, "seen": progress["images"]},
+            "classifier": {
+                **dataclasses.asdict(config),
+                "data": data.name,
+                "seen": progress["images"],
+            },
         },
         "metrics": {"classifier": classifier_metrics(network, data, "test")},
         "thresholds": {"likeness": likeness_threshold(data, mean)},

@@ -8,8 +8,10 @@ several processes can take its share of one global draw.
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +20,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, checkpoints
+from cxr import CxrError, UsageError, checkpoints, console
 
 
 class World:
     """The processes that `torchrun` started, or the only one."""
 
     def __init__(self) -> None:
-        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        self.size, self.rank = (
+            int(os.environ.get("WORLD_SIZE", "1")),
+            int(os.environ.get("RANK", "0")),
+        )
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self.first = self.rank == 0
@@ -52,6 +57,13 @@ class World:
             dist.all_reduce(values)
         return values / self.size
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in one of the processes at least."""
+        if self.size == 1:
+            return flag
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return bool(self.mean(torch.tensor([float(flag)], device=device)) > 0)
+
     def close(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -61,7 +73,7 @@ class World:
 def find_device(name: str = "auto") -> torch.device:
     """`auto`, `cpu` or `cuda[:N]` as a device that is there; sets the allocator up for it."""
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -171,6 +183,54 @@ class Run:
         temporary = self.folder / (name + ".tmp")
         temporary.write_text(text)
         os.replace(temporary, self.folder / name)
+
+
+def loop(trainer, run: Run, title: str) -> None:
+    """Step `trainer` to the end of its images; at every tick report, log and save.
+
+    `trainer` has `config` (batch, images, tick), `progress` (images), `parts()`, `step()` that
+    returns its terms, `report()` that returns more of them, `summary(row)`, and `done()`.
+    Raises `Interrupted` after Ctrl-C, with the state saved, and CxrError at a loss that is not a
+    number, with the last good state kept.
+    """
+    config, progress, world = trainer.config, trainer.progress, trainer.world
+    bars = console.progress(title, config.images, progress["images"], quiet=not world.first)
+    with interruptible() as caught, bars as bar:
+        terms, began, start = [], time.perf_counter(), progress["images"]
+        while progress["images"] < config.images and not trainer.done():
+            before = progress["images"]
+            terms.append(trainer.step())
+            bar.advance(config.batch)
+            stop = world.any(bool(caught))
+            ticked = progress["images"] // config.tick > before // config.tick
+            if not (ticked or stop or progress["images"] >= config.images):
+                continue
+            row = {"images": progress["images"], **_means(terms, world)}
+            if not all(math.isfinite(value) for value in row.values()):
+                raise CxrError(
+                    f"training diverged before {progress['images']} images: the last good state, "
+                    f"of {start} images, is kept in {run.folder}; resume, or train with another "
+                    "--seed"
+                )
+            if ticked or not stop:
+                speed = (progress["images"] - start) / (time.perf_counter() - began)
+                row |= {"images_per_second": speed, **trainer.report()}
+                run.log(row)
+                bar.note(trainer.summary(row))
+                terms, began, start = [], time.perf_counter(), progress["images"]
+            run.save(trainer.parts(), progress)
+            if stop:
+                raise Interrupted(
+                    f"stopped after {progress['images']} images, saved in {run.folder}: "
+                    "go on with the same command and --resume"
+                )
+
+
+def _means(terms: list[dict[str, Tensor]], world: World) -> dict[str, float]:
+    """The mean of each term over the steps that had it, and over the processes."""
+    names = {name: None for step in terms for name in step}
+    means = [torch.stack([s[name] for s in terms if name in s]).float().mean() for name in names]
+    return dict(zip(names, world.mean(torch.stack(means)).tolist()))
 
 
 class Interrupted(CxrError):

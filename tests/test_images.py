@@ -1,5 +1,7 @@
 """Every kind of file that `images.read` takes, every refusal, and what the writers leave behind."""
 
+import io
+import os
 import struct
 import sys
 
@@ -144,6 +146,14 @@ def test_one_hot_pixel_does_not_darken_a_deep_image(tmp_path):
     assert images.read(path)[20, 32] == pytest.approx(RAMP[20, 32] / 255, abs=0.01)
 
 
+def test_a_deep_image_of_a_few_lit_pixels_keeps_them(tmp_path):
+    path = tmp_path / "x.png"
+    deep = np.zeros((48, 64), np.uint16)
+    deep[5, 5] = 700
+    Image.fromarray(deep).save(path)
+    np.testing.assert_array_equal(images.read(path), deep / np.float32(700))
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_exif_orientation_is_applied(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
@@ -165,12 +175,12 @@ def test_a_cameras_jpeg_with_a_preview_is_read(tmp_path):
 # DICOM
 
 
-def write_dicom(path, pixels, **attributes):
+def write_dicom(path, pixels, syntax="1.2.840.10008.1.2.1", **attributes):
     pydicom = pytest.importorskip("pydicom")
     meta = pydicom.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"  # digital X-ray
     meta.MediaStorageSOPInstanceUID = "1.2.3"
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = syntax
     dataset = pydicom.Dataset()
     dataset.file_meta = meta
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, "1.2.3"
@@ -215,6 +225,32 @@ def test_dicom_voi_lut_is_applied(tmp_path):
     lut.add_new("LUTData", "OW", (np.arange(256, dtype=np.uint16) ** 2).tobytes())
     write_dicom(path, RAMP.astype(np.uint16), VOILUTSequence=[lut])
     np.testing.assert_allclose(images.read(path), (RAMP / 255) ** 2, atol=0.002)
+
+
+def test_jpeg_inside_dicom_is_read(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    path, stream = tmp_path / "x.dcm", io.BytesIO()
+    picture().save(stream, format="JPEG", quality=95)
+    data = pydicom.encaps.encapsulate([stream.getvalue()])
+    write_dicom(path, RAMP, pydicom.uid.JPEGBaseline8Bit, PixelData=data)
+    np.testing.assert_allclose(images.read(path), RAMP / 255, atol=0.03)
+
+
+def test_damaged_jpeg_inside_dicom_is_refused(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    path = tmp_path / "x.dcm"
+    data = pydicom.encaps.encapsulate([b"1234"])
+    write_dicom(path, RAMP, pydicom.uid.JPEGBaseline8Bit, PixelData=data)
+    assert "damaged" in refusal(path)
+
+
+def test_a_missing_dicom_decoder_is_named(tmp_path, monkeypatch):
+    pydicom = pytest.importorskip("pydicom")
+    monkeypatch.setattr(pydicom.pixels.decoders.JPEGLSLosslessDecoder, "_available", {})
+    path = tmp_path / "x.dcm"
+    data = pydicom.encaps.encapsulate([b"1234"])
+    write_dicom(path, RAMP, pydicom.uid.JPEGLSLossless, PixelData=data)
+    assert "pip install 'pylibjpeg[all]'" in refusal(path)
 
 
 def test_multi_frame_dicom_is_refused(tmp_path):
@@ -267,6 +303,16 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_missing_file_is_refused(tmp_path):
     assert "no such file" in refusal(tmp_path / "nowhere.png")
+
+
+def test_name_too_long_for_the_file_system_is_refused(tmp_path):
+    assert "cannot be opened" in refusal(tmp_path / ("x" * 300))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipe_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    assert "not a regular file" in refusal(tmp_path / "x.png")
 
 
 def test_folder_is_refused(tmp_path):
@@ -431,7 +477,7 @@ def test_find_images_takes_a_file_of_any_name(tmp_path):
     assert images.find_images(tmp_path / "IM00001") == [tmp_path / "IM00001"]
 
 
-@pytest.mark.parametrize("name", ["", "nowhere"])
+@pytest.mark.parametrize("name", ["", "nowhere", "x" * 300])
 def test_find_images_says_when_there_is_nothing(tmp_path, name):
     with pytest.raises(CxrError, match="no image|no such") as caught:
         images.find_images(tmp_path / name)

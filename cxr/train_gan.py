@@ -1,0 +1,362 @@
+"""The GAN's training loop: lungs from `z1`, disease from `z2`, supervised by a frozen classifier.
+
+After Dravid & Katsaggelos 2021 (arXiv 2111.00116), with the dose trained: `z2 = dose * u`, and the
+dose is the classifier's own response. One step generates once, updates the discriminator on the
+result, then generator and encoder on the same graph.
+"""
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cxr import CxrError, UsageError, augment, datasets, images, measures, monitor
+from cxr.checkpoints import Model, load_classifier
+from cxr.datasets import Dataset
+from cxr.networks import PRESETS, Discriminator, Encoder, Generator
+from cxr.train_cnn import predict, to_tensor
+from cxr.training import (
+    Run,
+    World,
+    find_device,
+    half_precision,
+    loop,
+    rng,
+    update_ema,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str
+    classifier: str
+    preset: str = "cxr64"
+    negative: str | None = None
+    patient_pattern: str | None = None
+    batch: int = 32
+    images: int = 400_000  # that training sees
+    tick: int = 8_192  # images between reports and saved states
+    rate: float = 2e-3
+    r1: float = 0.5  # weight of the gradient penalty
+    r1_every: int = 16  # steps
+    response: float = 0.3  # weight of the classifier's loss
+    latent: float = 1.0  # weight of latent reconstruction and structure consistency
+    image: float = 4.0  # weight of image reconstruction
+    ema: int = 10_000  # images over which half of the average is renewed
+    target: float = 0.6  # of the discriminator's overfitting sign, for adaptive augmentation
+    seed: int = 0
+    device: str = "auto"
+
+
+def train(config: Config, out: str, resume: bool = False) -> Model:
+    """Train the GAN of a classifier; `out` receives the run folder with `model.safetensors`.
+
+    Raises CxrError where the classifier does not fit the data, where training diverges or
+    collapses; `Interrupted` after Ctrl-C.
+    """
+    world, device = World(), find_device(config.device)
+    model = load_classifier(config.classifier, PRESETS[config.preset].size, device)
+    data = open_data(config, model)
+    if config.batch % (16 * world.size):
+        raise UsageError(f"--batch {config.batch}: a multiple of 16 for each process is needed")
+    run = Run(out, config, resume, world)
+    trainer = Trainer(config, data, model, device, world, run)
+    if resume:
+        trainer.progress = run.restore(trainer.parts())
+    loop(trainer, run, "train-gan")
+    world.close()
+    return trainer.model
+
+
+def open_data(config: Config, model: Model) -> Dataset:
+    """The data set, prepared as the classifier's was."""
+    size = model.info.setdefault("size", PRESETS[config.preset].size)
+    if size != PRESETS[config.preset].size:
+        raise UsageError(f"the classifier sees {size} pixels: choose the preset of that size")
+    classes = model.info.get("classes", [config.negative])
+    negative = config.negative or classes[0]
+    data = datasets.open_dataset(
+        config.data, size, model.info.setdefault("fit", "crop"), negative, config.patient_pattern
+    )
+    if "classes" in model.info and tuple(classes) != data.classes:
+        told = ", ".join(classes)
+        raise UsageError(f"the classifier tells {told} apart, the data hold {data.classes}")
+    return data
+
+
+@dataclass
+class Batch:
+    """One process's share of a step's draws; n is its batch, a multiple of 16.
+
+    The reals are `n/2` healthy then `n/2` diseased. The fakes come in pairs of one structure:
+    `n/2` of dose 0, then the same lungs and noise at `doses`; half of the structures are drawn,
+    half are those the encoder finds in real images.
+    """
+
+    reals: Tensor  # [n, 1, R, R]
+    real_doses: Tensor  # [n]
+    z1: Tensor  # [n/4, z1]
+    z2: Tensor  # [n/2, z2]
+    noise: list[Tensor]  # [n/2, 1, H, W] for each layer
+    noise_real: list[Tensor]  # [n/2, 1, H, W], of the reconstructions
+    augment_reals: dict[str, Tensor]
+    augment_fakes: dict[str, Tensor]
+    augment_response: dict[str, Tensor]
+
+
+@dataclass
+class Fakes:
+    images: Tensor  # [n, 1, R, R]
+    w1: Tensor  # [n/2, layers, w]
+    z2: Tensor  # [n, z2]
+    originals: Tensor  # [n/2, 1, R, R], healthy and diseased in turn
+    copies: Tensor  # their reconstructions
+    found: Tensor  # [n/2], the doses that the encoder found in them
+    doses: Tensor = field(init=False)  # [n]
+
+    def __post_init__(self) -> None:
+        self.doses = self.z2.norm(dim=1)
+
+
+class Trainer:
+    """The networks, their optimisers and one step of training."""
+
+    def __init__(self, config: Config, data: Dataset, model: Model, device, world: World, run: Run):
+        self.config, self.data, self.device = config, data, device
+        self.world, self.run = world, run
+        self.model = model  # its classifier, and the logits between which the dose runs
+        self.classifier = model.classifier
+        self.doses = self.real_doses()
+        torch.manual_seed(config.seed)
+        preset = PRESETS[config.preset]
+        self.G = Generator(preset.generator).to(device)
+        self.E = Encoder(preset.encoder).to(device)
+        self.D = Discriminator(preset.discriminator).to(device)
+        self.G_ema, self.E_ema = (
+            copy.deepcopy(n).eval().requires_grad_(False) for n in (self.G, self.E)
+        )
+        self.both = [*self.G.parameters(), *self.E.parameters()]
+        lazy = config.r1_every / (config.r1_every + 1)  # Karras et al. 2020, appendix B
+        self.opt_G = torch.optim.Adam(self.G.parameters(), config.rate, betas=(0.0, 0.99))
+        self.opt_E = torch.optim.AdamW(self.E.parameters(), config.rate / 4, betas=(0.9, 0.99))
+        self.opt_D = torch.optim.Adam(
+            self.D.parameters(), config.rate * lazy, betas=(0.0, 0.99**lazy)
+        )
+        self.precision = half_precision(device)
+        self.classes = data.by_class("train")
+        self.progress = {"images": 0, "p": 0.0, "sign": 0.0}
+
+        model.networks |= {"generator": self.G_ema, "encoder": self.E_ema, "discriminator": self.D}
+        validation = [rows[:64] for rows in data.by_class("val")]
+        self.validation = interleave(*map(torch.from_numpy, trim(*validation))).numpy()
+
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        return {
+            "G": self.G, "E": self.E, "D": self.D, "G_ema": self.G_ema, "E_ema": self.E_ema,
+            "opt_G": self.opt_G, "opt_E": self.opt_E, "opt_D": self.opt_D,
+        }  # fmt: skip
+
+    @property
+    def step_number(self) -> int:
+        return self.progress["images"] // self.config.batch
+
+    def real_doses(self) -> np.ndarray:
+        """The dose of every image [N]: 0 for a healthy one, else the classifier's response, which
+        also settles between which logits the dose runs."""
+        logits = predict(self.classifier, to_tensor(self.data.images, self.device))
+        healthy, diseased = (logits[rows] for rows in self.data.by_class("train"))
+        low, high = float(np.median(healthy)), float(np.quantile(diseased, 0.98))
+        if high - low < 1:
+            raise CxrError(
+                f"the classifier hardly tells the classes apart (median healthy logit {low:.2f}, "
+                f"diseased 98th percentile {high:.2f}): train a better one first"
+            )
+        self.model.info["logits"] = [low, high]
+        doses = self.model.dose(torch.from_numpy(logits)).numpy()
+        return np.where(self.data.labels == 1, doses, 0.0).astype(np.float32)
+
+    def step(self) -> dict[str, Tensor]:
+        """One step of all three networks; returns its terms for the log."""
+        batch = self.draw(self.step_number)
+        with self.precision:
+            fakes = self.generate(batch)
+        terms = self.update_discriminator(batch, fakes)
+        terms |= self.update_generator(batch, fakes)
+        self.progress["images"] += self.config.batch
+        horizon = min(self.config.ema, self.progress["images"] / 10)
+        decay = 0.5 ** (self.config.batch / horizon)
+        update_ema(self.G_ema, self.G, decay)
+        update_ema(self.E_ema, self.E, decay)
+        return terms
+
+    def draw(self, step: int) -> Batch:
+        """All that is random in a step, drawn for every process alike; returns this one's share."""
+        config, share, n = self.config, self.world.share, self.config.batch
+        rows = datasets.balanced_batch(self.classes, n, config.seed, step)
+        rows = rows[np.argsort(self.data.labels[rows], kind="stable")]  # healthy, then diseased
+        rows = torch.cat([share(half) for half in torch.from_numpy(rows).chunk(2)]).numpy()
+        random, p = rng(config.seed, step), self.progress["p"]
+        z1 = share(torch.randn(n // 4, self.G.config.z1, generator=random))
+        u = F.normalize(torch.randn(n // 2, self.G.config.z2, generator=random))
+        dose = torch.rand(n // 2, generator=random)
+        seen = torch.randint(len(self.classes[1]), (n // 4,), generator=random)
+        dose[::2] = torch.from_numpy(self.doses[self.classes[1]])[seen]
+        changes = [
+            augment.draw(n, p, random, augment.DISCRIMINATOR),
+            augment.draw(n, p, random, augment.DISCRIMINATOR),
+            augment.draw(n, 0.5, random, augment.LIGHT),
+        ]
+        noise = [[share(eps) for eps in self.G.noise(n // 2, random)] for _ in range(2)]
+        return Batch(
+            to_tensor(self.data.images[rows], self.device),
+            torch.from_numpy(self.doses[rows]).to(self.device),
+            z1.to(self.device),
+            share(u * dose[:, None]).to(self.device),
+            *noise,
+            *({k: share(v) for k, v in change.items()} for change in changes),
+        )
+
+    def generate(self, batch: Batch) -> Fakes:
+        """Pairs of fakes, and reconstructions of half of the reals, in one pass."""
+        originals = interleave(*(half[::2] for half in batch.reals.chunk(2)))
+        w1_found, z2_found = self.E(originals)
+        drawn = self.G.M1(batch.z1)[:, None].expand(-1, *w1_found.shape[1:])
+        w1 = torch.cat([drawn, w1_found.unflatten(0, (-1, 2))[::2].flatten(0, 1)])
+        z2 = torch.cat([torch.zeros_like(batch.z2), batch.z2])
+        noise = [torch.cat([a, a, b]) for a, b in zip(batch.noise, batch.noise_real)]
+        x = self.G(torch.cat([w1, w1, w1_found]), torch.cat([z2, z2_found]), noise)
+        n = len(z2)
+        return Fakes(x[:n], w1, z2, originals, x[n:], z2_found.norm(dim=1))
+
+    def update_discriminator(self, batch: Batch, fakes: Fakes) -> dict[str, Tensor]:
+        """Non-saturating loss, with R1 on the reals every `r1_every` steps, in fp32."""
+        self.D.requires_grad_(True)
+        reals = augment.apply(batch.reals, batch.augment_reals)
+        shown = augment.apply(fakes.images.detach(), batch.augment_fakes)
+        with self.precision:
+            real = self.D(reals, batch.real_doses)
+            fake = self.D(shown, fakes.doses)
+        loss = F.softplus(-real).mean() + F.softplus(fake).mean()
+        terms = {"D": loss.detach(), "sign": real.detach().sign().mean()}
+        if self.step_number % self.config.r1_every == 0:
+            penalty = r1(self.D, reals, batch.real_doses)
+            loss = loss + penalty * self.config.r1 / 2 * self.config.r1_every
+            terms["r1"] = penalty.detach()
+        self.opt_D.zero_grad()
+        loss.backward()
+        self.world.average(self.D.parameters())
+        self.opt_D.step()
+        self.adapt(terms["sign"])
+        return terms
+
+    def adapt(self, sign: Tensor) -> None:
+        """Adaptive augmentation: more of it while the discriminator is too sure of the reals
+        (Karras et al. 2020, ADA, section 3); from none to full in 200,000 images."""
+        sign = float(self.world.mean(sign.clone()))
+        self.progress["sign"] += 0.05 * (sign - self.progress["sign"])
+        move = self.config.batch / 200_000 * np.sign(self.progress["sign"] - self.config.target)
+        self.progress["p"] = float(np.clip(self.progress["p"] + move, 0.0, 0.8))
+
+    def update_generator(self, batch: Batch, fakes: Fakes) -> dict[str, Tensor]:
+        """Fool the discriminator, answer to the classifier, be read by the encoder."""
+        self.D.requires_grad_(False)
+        with self.precision:
+            score = self.D(augment.apply(fakes.images, batch.augment_fakes), fakes.doses)
+            w1_read, z2_read = self.E(fakes.images)
+            seen = torch.cat([augment.apply(fakes.images, batch.augment_response), fakes.copies])
+            logits = self.classifier(seen)
+        target = self.model.logit(fakes.doses), self.classifier_target(fakes.originals)
+        terms = {
+            "G": F.softplus(-score).mean(),
+            "response": F.smooth_l1_loss(logits, torch.cat(target)) * self.config.response,
+            "latent": latent_loss(w1_read, z2_read, fakes) * self.config.latent,
+            "image": image_loss(fakes.copies, fakes.originals) * self.config.image,
+            "dose": (fakes.found - self.model.dose(target[1])).square().mean(),
+        }
+        self.opt_G.zero_grad()
+        self.opt_E.zero_grad()
+        sum(terms.values()).backward()
+        self.world.average(self.both)
+        self.opt_G.step()
+        self.opt_E.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def done(self) -> bool:
+        return False
+
+    def report(self) -> dict[str, float]:
+        """Measure the averaged networks, write a sample sheet and the model so far."""
+        x = to_tensor(self.data.images[self.validation], self.device)
+        labels = torch.from_numpy(self.data.labels[self.validation]).to(self.device)
+        row = monitor.measure_fakes(self.model) | monitor.measure_inversions(self.model, x, labels)
+        seen = self.progress["images"]
+        if row["spread"] < 0.1 * x.std(0).mean().item():
+            raise CxrError(
+                f"the generator collapsed before {seen} images: its fakes are all alike; the last "
+                f"good state is kept in {self.run.folder}; train with another --seed"
+            )
+        if self.world.first:
+            sheet = monitor.sheet(self.model, x[:8])
+            (self.run.folder / "samples").mkdir(exist_ok=True)
+            images.write_png(self.run.folder / "samples" / f"{seen:08d}.png", sheet)
+            self.model.info["provenance"]["gan"] = {
+                **dataclasses.asdict(self.config),
+                "data": self.data.name,
+                "classifier": str(self.model.path),
+                "seen": seen,
+            }
+            self.model.info["metrics"]["gan"] = row
+            self.model.save(self.run.model)
+        return row | {"p": self.progress["p"]}
+
+    def summary(self, row: dict) -> str:
+        return (
+            f"called right {row['healthy_at_zero']:.2f}/{row['diseased_at_full']:.2f}  "
+            f"logit gap {row['logit_gap']:.2f}  SSIM {row['ssim']:.2f}"
+        )
+
+    @torch.no_grad()
+    def classifier_target(self, originals: Tensor) -> Tensor:
+        """The classifier's logits on real images, within the range that doses name."""
+        with self.precision:
+            logits = self.classifier(originals)
+        return logits.clamp(*self.model.info["logits"])
+
+
+def r1(D: Discriminator, x: Tensor, doses: Tensor) -> Tensor:
+    """`E |grad_x D(x)|^2` on real images (Mescheder et al. 2018, equation 9)."""
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(D(x, doses).sum(), x, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean()
+
+
+def latent_loss(w1_read: Tensor, z2_read: Tensor, fakes: Fakes) -> Tensor:
+    """The encoder finds the codes in the fakes, and one `w1` whatever the dose."""
+    healthy, diseased = w1_read.chunk(2)
+    structure = F.mse_loss(w1_read, torch.cat([fakes.w1, fakes.w1]).detach().float())
+    disease = (z2_read - fakes.z2).square().sum(1).mean()
+    return structure + disease + (healthy - diseased).square().mean()
+
+
+def image_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute difference at three scales, and what SSIM lacks of 1."""
+    loss = 1 - measures.ssim(x, y).mean()
+    for _ in range(3):
+        loss = loss + (x - y).abs().mean()
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+    return loss
+
+
+def interleave(a: Tensor, b: Tensor) -> Tensor:
+    """a0, b0, a1, b1, ..."""
+    return torch.stack([a, b], 1).flatten(0, 1)
+
+
+def trim(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both cut to the shorter one's length."""
+    n = min(len(a), len(b))
+    return a[:n], b[:n]

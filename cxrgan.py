@@ -1,0 +1,453 @@
+"""The front door: a command per job. Parses, calls, prints; computes nothing.
+
+Nothing heavy is imported before a command runs, so that `cxrgan --help` answers at once.
+"""
+
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from itertools import chain, count
+from pathlib import Path
+
+import click
+
+from cxr import CxrError, UsageError, __version__
+
+PRESETS = ("tiny", "cxr64", "cxr128", "cxr256")
+SIZES = ("32", "64", "128", "256")
+SPLITS = ("train", "val", "test", "all")
+INTERRUPTED = 130  # the status a shell gives for Ctrl-C
+FAILURES = (click.UsageError, CxrError, OSError, RuntimeError)
+
+
+class Door(click.Group):
+    """Lists commands in their order below; in `main` alone a failure becomes an exit status."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def main(self, *args, **extra):
+        try:
+            status = super().main(*args, **{**extra, "standalone_mode": False})
+        except FAILURES as error:
+            status = complain(error)
+        sys.exit(status)
+
+
+def complain(error: Exception) -> int:
+    """Print a failure as one line on stderr and return its exit status; a bug is raised again."""
+    if isinstance(error, click.Abort):  # what click makes of Ctrl-C
+        return INTERRUPTED
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "cxrgan"
+        line = f"{error.format_message().rstrip('.')}; see {command} --help"
+        status = error.exit_code
+    elif isinstance(error, CxrError):
+        line, status = str(error), error.status
+    elif isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        line, status = where + (error.strerror or str(error)), 1
+    elif type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported
+        line, status = "out of memory: take a smaller --batch or --preset", 1
+    else:
+        raise error
+    line = " ".join(line.split("\n"))
+    click.echo(line if status == INTERRUPTED else f"error: {line}", err=True)
+    return status
+
+
+# ---------------------------------------------------------------------------------------------
+# Options, each declared once
+
+
+def stack(*decorators: Callable) -> Callable:
+    """Several decorators as one, the first outermost."""
+
+    def apply(command: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+def example(*lines: str) -> str:
+    """The last lines of a command's help, kept as they are."""
+    return "\n".join(("\b", "Example:", *(f"  {line}" for line in lines)))
+
+
+def to_int(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    return value and int(value)
+
+
+def out_option(default: str, what: str) -> Callable:
+    return click.option("--out", default=default, help=what)
+
+
+def images_option(default: int, least: int, what: str) -> Callable:
+    return click.option("--images", type=click.IntRange(least), default=default, help=what)
+
+
+def size_option(**default) -> Callable:
+    kind = click.Choice(SIZES)
+    return click.option("--size", type=kind, callback=to_int, help="Pixels a side.", **default)
+
+
+def model_option(what: str = "A model file, or a shipped model's name.", **extra) -> Callable:
+    return click.option("--model", metavar="MODEL", help=what, **extra)
+
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of all that is random."
+)
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+fit_option = click.option(
+    "--fit",
+    type=click.Choice(("crop", "pad")),
+    default="crop",
+    help="How an image becomes square: its centre, or black bars.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of a table."
+)
+data_options = stack(
+    click.option("--negative", metavar="CLASS", help="The healthy class, against all the rest."),
+    click.option(
+        "--patient-pattern",
+        metavar="REGEX",
+        help="Its first group, found in a file's name, is the patient.",
+    ),
+)
+shipped_model = model_option(show_default="a shipped one")
+
+
+def training_options(out: str, batch: int, images: int) -> Callable:
+    """What both training commands share."""
+    return stack(
+        click.argument("data", metavar="DATA"),
+        out_option(out, "The run folder: model, state, log."),
+        click.option("--preset", type=click.Choice(PRESETS), default="cxr64", help="Of networks."),
+        data_options,
+        click.option("--batch", type=click.IntRange(2), default=batch, help="Over all processes."),
+        images_option(images, 1, "How many images training sees."),
+        seed_option,
+        device_option,
+        click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Commands
+
+
+@click.group(
+    cls=Door,
+    invoke_without_command=True,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
+    epilog=example(
+        "cxrgan explain                       the X-ray and the model that ship",
+        "cxrgan train-cnn DATA                a classifier from your X-rays,",
+        "cxrgan train-gan DATA --classifier runs/cnn/model.safetensors",
+        "cxrgan explain XRAY.png --model runs/gan/model.safetensors",
+    ),
+)
+@click.version_option(__version__, prog_name="cxrgan")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Explain a chest X-ray classifier: the same lungs, going from healthy to diseased as the
+    classifier sees it. For research only; no diagnosis."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@cli.command(epilog=example("cxrgan train-cnn chest_xray --out runs/cnn"))
+@training_options(out="runs/cnn", batch=64, images=200_000)
+@size_option(show_default="the preset's")
+@fit_option
+def train_cnn(data: str, out: str, resume: bool, **options) -> None:
+    """Train a classifier on labelled X-rays.
+
+    DATA is a folder with one sub-folder per class, or a CSV of path,label[,patient].
+    """
+    quiet_unless_first()
+    from cxr import console
+    from cxr.train_cnn import PRESETS, Config, train
+
+    config = Config(data, **options)
+    model = train(config, out, resume)
+    show_intervals(f"{data}, test", model.info["metrics"]["classifier"])
+    path = Path(out) / "model.safetensors"
+    console.say(f"model: {path}")
+    fitting = [name for name, preset in PRESETS.items() if preset.size == config.pixels]
+    follow(
+        *("train-gan", data, "--classifier", str(path), "--preset", fitting[0]),
+        negative=config.negative,
+        patient_pattern=config.patient_pattern,
+    )
+
+
+@cli.command(epilog=example("cxrgan train-gan chest_xray --classifier runs/cnn/model.safetensors"))
+@training_options(out="runs/gan", batch=32, images=400_000)
+@click.option(
+    "--classifier", required=True, metavar="CNN", help="A model file, or FILE.py:FUNCTION."
+)
+def train_gan(data: str, out: str, resume: bool, **options) -> None:
+    """Train the GAN that explains a classifier.
+
+    DATA is best what the classifier was trained on: a folder with one sub-folder per class, or a
+    CSV of path,label[,patient]. FUNCTION takes nothing and returns a module from images [N, 1, R, R] in [-1, 1] to logits [N].
+    """
+    first = quiet_unless_first()
+    from cxr import console
+    from cxr.checkpoints import load_model
+    from cxr.train_gan import Config, train
+
+    train(Config(data, **options), out, resume)
+    if not first:
+        return  # the file below is the first process's
+    path = Path(out) / "model.safetensors"
+    metrics = load_model(path).info["metrics"]["gan"]
+    rows = [(name, number(value)) for name, value in metrics.items()]
+    console.table(f"{data}, validation", ("GAN", "value"), rows)
+    console.say(f"model: {path}")
+    follow("explain", "XRAY.png", "--model", str(path))
+
+
+@cli.command(
+    epilog=example(
+        "cxrgan explain", "cxrgan explain ward/ scan.dcm --model runs/gan/model.safetensors"
+    )
+)
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@shipped_model
+@click.option(
+    "--classifier",
+    metavar="CNN",
+    help="Another CNN than the GAN's: a model file, or FILE.py:FUNCTION.",
+)
+@click.option("--frames", type=click.IntRange(2, 200), default=17, help="Of the path.")
+@click.option("--restarts", type=click.IntRange(1, 64), default=2, help="Of the inversion.")
+@click.option("--refine", type=click.IntRange(0), default=60, help="Steps of the inversion.")
+@seed_option
+@out_option("explanation", "A folder for each image is made in it.")
+@device_option
+@json_option
+@click.pass_context
+def explain(context, images, model, classifier, out, device, as_json, **options) -> None:
+    """Explain what a classifier sees in X-rays.
+
+    IMAGE is a file or a folder of files; without one, the sample that ships is explained.
+    """
+    from cxr import console
+    from cxr import explain as explainer
+
+    loaded = explainer.load_explainer(model, classifier, device)
+    paths, status = gather(images or [explainer.sample_image()])
+    done = []
+    with console.progress("explain", len(paths), quiet=len(paths) < 2) as bar:
+        for path, name in zip(paths, names_apart(paths)):
+            try:
+                found = explainer.explain(path, loaded, **options)
+                found.write(Path(out) / name)
+                done.append((path, Path(out) / name, found))
+            except UsageError:
+                raise  # the other images would say the same
+            except (CxrError, OSError) as error:
+                status = complain(error)
+            bar.advance()
+    for path, folder, found in done:
+        for line in found.warnings:
+            console.warn(f"{path}: {line}")
+        if not as_json:
+            show_explanation(path, folder, found.numbers)
+    if as_json:
+        print_json([{"image": str(path), **found.numbers} for path, _, found in done])
+    context.exit(status)
+
+
+@cli.command(
+    epilog=example("cxrgan evaluate chest_xray --model runs/gan/model.safetensors --split test")
+)
+@click.argument("data", metavar="DATA")
+@model_option(required=True)
+@click.option("--split", type=click.Choice(SPLITS), default="test", help="Of the patients.")
+@data_options
+@out_option("evaluation", "The folder for evaluation.json.")
+@device_option
+@json_option
+def evaluate(data: str, model: str, split: str, out: str, as_json: bool, **options) -> None:
+    """Measure a model's classifier on DATA."""
+    from cxr import console
+    from cxr import evaluate as evaluation
+
+    numbers = evaluation.evaluate(model, data, split, **options)
+    path = evaluation.write(numbers, out)
+    for line in numbers["about"]["notes"]:
+        console.warn(line)
+    if as_json:
+        print_json(numbers)
+    else:
+        show_intervals(f"{data}, {split}", numbers["classifier"])
+        console.say(f"numbers: {path}")
+
+
+@cli.command(epilog=example("cxrgan sample --model runs/gan/model.safetensors --images 12"))
+@shipped_model
+@out_option("sample.png", "The sheet: a row for each pair of lungs, healthy to diseased.")
+@images_option(8, 1, "How many pairs of lungs.")
+@seed_option
+@device_option
+def sample(model: str | None, out: str, images: int, seed: int, device: str) -> None:
+    """Draw random lungs, healthy to diseased."""
+    import torch
+
+    from cxr import console, explain, monitor
+    from cxr import images as pictures
+    from cxr.checkpoints import load_model
+    from cxr.training import find_device
+
+    loaded = load_model(model or explain.default_model(), find_device(device))
+    with torch.no_grad():
+        codes = monitor.draw_codes(loaded.generator, images, seed)
+        lungs = monitor.walk(loaded.generator, *codes)
+    pictures.write_png(out, pictures.grid(monitor.to_uint8(lungs[:, :, 0])))
+    doses = ", ".join(f"{dose:g}" for dose in monitor.DOSES)
+    console.table(out, ("sheet", ""), [("rows", f"{images} lungs"), ("columns: doses", doses)])
+
+
+@cli.command(epilog=example("cxrgan phantoms phantoms/ --images 2000 --shortcut 0.9"))
+@click.argument("out", metavar="OUT")
+@images_option(1000, 2, "How many, half of them diseased.")
+@size_option(default="64")
+@seed_option
+@click.option(
+    "--shortcut",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="A corner marker that agrees with the label with this probability.",
+    show_default="no marker",
+)
+def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None) -> None:
+    """Make synthetic X-rays whose truth is known.
+
+    The folder OUT gets images of both classes, the diseased ones' healthy twins, masks, and
+    truth.csv with every parameter.
+    """
+    from cxr import console
+    from cxr import phantoms as maker
+
+    maker.write(out, images, size, seed, shortcut)
+    marker = "none" if shortcut is None else f"agrees with the label at {shortcut:g}"
+    rows = [("images", images), ("pixels", f"{size} x {size}"), ("marker", marker)]
+    console.table(out, ("phantoms", ""), [*rows, ("truth", Path(out) / "truth.csv")])
+    follow("train-cnn", str(Path(out) / "images"), size=size)
+
+
+@cli.command(epilog=example("cxrgan info", "cxrgan info runs/gan/model.safetensors"))
+@click.argument("path", metavar="[MODEL]", required=False)
+@model_option("The same as the argument.")
+def info(path: str | None, model: str | None) -> None:
+    """Show the machine and, with MODEL, what is in a model file."""
+    from cxr import console
+    from cxr import info as facts
+
+    model = path or model
+    contents = facts.contents(model) if model else []
+    console.table(f"cxrgan {__version__}", ("machine", ""), facts.machine())
+    if model:
+        console.table(model, ("model", ""), contents)
+
+
+# ---------------------------------------------------------------------------------------------
+# What the commands print
+
+
+def quiet_unless_first() -> bool:
+    """Of the processes that torchrun starts only the first one prints; whether this is it."""
+    from cxr import console
+
+    first = os.environ.get("RANK", "0") == "0"
+    console.out.quiet = console.err.quiet = not first
+    return first
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def follow(*words: str, **options) -> None:
+    """Say which command comes next; options that are None are left out."""
+    from cxr import console
+
+    for name, value in options.items():
+        if value is not None:
+            words += ("--" + name.replace("_", "-"), str(value))
+    console.say(f"next:  {shlex.join(('cxrgan', *words))}")
+
+
+def print_json(numbers: dict | list) -> None:
+    click.echo(json.dumps(numbers, indent=1))
+
+
+def show_intervals(title: str, metrics: dict[str, dict]) -> None:
+    """The table of metrics that carry an interval: {name: {value, low, high, n}}."""
+    from cxr import console
+
+    rows = [
+        (name, number(m["value"]), f"{number(m['low'])} to {number(m['high'])}", m["n"])
+        for name, m in metrics.items()
+    ]
+    console.table(title, ("classifier", "value", "95% interval", "patients"), rows)
+
+
+def show_explanation(path: Path, folder: Path, numbers: dict) -> None:
+    from cxr import console
+
+    rows = [
+        ("P(disease), original", number(numbers["original"]["probability"])),
+        ("P(disease), reconstruction", number(numbers["reconstruction"]["probability"])),
+        ("P(disease), healthy end", number(numbers["probability"][0])),
+        ("P(disease), diseased end", number(numbers["probability"][-1])),
+        ("dose found", number(numbers["found_dose"])),
+        ("verdict flipped", "yes" if numbers["counterfactual"]["flipped"] else "no"),
+        ("SSIM of the reconstruction", number(numbers["reconstruction"]["ssim"])),
+        ("completeness error", number(numbers["completeness_error"])),
+        ("written to", folder),
+    ]
+    console.table(click.format_filename(path.name), ("explanation", ""), rows)
+
+
+def gather(arguments: Sequence[str | Path]) -> tuple[list[Path], int]:
+    """The image files of files and folders, each once, and status 1 if one is not there."""
+    from cxr.images import find_images
+
+    paths, status = [], 0
+    for argument in arguments:
+        try:
+            paths += find_images(argument)
+        except CxrError as error:
+            status = complain(error)
+    return list(dict.fromkeys(paths)), status
+
+
+def names_apart(paths: Sequence[Path]) -> list[str]:
+    """A folder's name for each image: its stem, with its own folder's name or a number where
+    another image has that name already."""
+    names: dict[str, str] = {}  # the keys as a file system that ignores case sees them
+    for path in paths:
+        stem, parent = path.stem, path.absolute().parent.name
+        tries = chain((stem, f"{parent}_{stem}"), (f"{stem}_{n}" for n in count(2)))
+        name = next(name for name in tries if name.casefold() not in names)
+        names[name.casefold()] = name
+    return list(names.values())
+
+
+def main() -> None:
+    cli(prog_name="cxrgan")
+
+
+if __name__ == "__main__":
+    main()

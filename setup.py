@@ -1,0 +1,47 @@
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "cxr" / "__init__.py").read_text())[1]
+readme = here / "README.md"
+# They travel inside cxr, so that no other top-level name reaches site-packages; git keeps no empty
+# folder.
+inner = [name for name in ("weights", "kernels") if (here / name).is_dir()]
+
+setup(
+    name="cxrgan",
+    version=version,
+    description="Explain a chest X-ray classifier by moving an image from healthy to diseased",
+    long_description=readme.read_text() if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author="the cxrgan authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "numpy",
+        "click",
+        "rich",
+        "safetensors",
+        "imageio",
+        "ninja",
+        "pillow>=10.1",
+    ],
+    extras_require={
+        "test": ["pytest", "ruff", "coverage", "captum", "setuptools>=70.1"],
+        "dicom": ["pydicom>=3"],
+        "plots": ["matplotlib"],
+    },
+    entry_points={"console_scripts": ["cxrgan=cxrgan:main"]},
+    py_modules=["cxrgan"],
+    packages=["cxr", *(f"cxr.{name}" for name in inner)],
+    package_dir={f"cxr.{name}": name for name in inner},
+    package_data={
+        "cxr.weights": ["*.safetensors", "*.md", "samples/*.png"],
+        "cxr.kernels": ["*.cpp", "*.cu", "*.cuh", "*.h", "*.md"],
+    },
+    zip_safe=False,
+)

@@ -1,0 +1,98 @@
+"""Small things that several test files need: a data set, a model, a user's own classifier."""
+
+import numpy as np
+import pytest
+import torch
+
+from cxr import images
+from cxr.checkpoints import Model
+from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
+
+OWN_CLASSIFIER = """
+import torch
+
+
+class Brightness(torch.nn.Module):
+    def forward(self, x):
+        return 20 * (x.mean((1, 2, 3)) + 0.1)
+
+
+def bright():
+    return Brightness()
+
+
+def fails():
+    raise ValueError("no such weights")
+
+
+def wrong_shape():
+    return torch.nn.Flatten()
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Decoded images go where the tests' files go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXRGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def xrays(tmp_path_factory):
+    """A folder of 60 healthy and 60 diseased pictures, the latter brighter; one file a patient."""
+    folder, rng = tmp_path_factory.mktemp("xrays"), np.random.default_rng(0)
+    for name, level in (("NORMAL", 90), ("SICK", 140)):
+        (folder / name).mkdir()
+        for number in range(60):
+            picture = rng.normal(level, 30, (32, 32)).clip(0, 255).astype(np.uint8)
+            images.write_png(folder / name / f"{name}{number}x.png", picture)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_classifier(tmp_path_factory):
+    """A Python file with the functions `bright`, `fails` and `wrong_shape`."""
+    path = tmp_path_factory.mktemp("own") / "own.py"
+    path.write_text(OWN_CLASSIFIER)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model():
+    """All four networks of the tiny preset, untrained."""
+    torch.manual_seed(0)
+    preset = PRESETS["tiny"]
+    networks = {
+        "classifier": Classifier(preset.classifier),
+        "encoder": Encoder(preset.encoder),
+        "generator": Generator(preset.generator),
+        "discriminator": Discriminator(preset.discriminator),
+    }
+    for network in networks.values():
+        network.eval().requires_grad_(False)
+    info = {
+        "size": 32,
+        "fit": "crop",
+        "classes": ["NORMAL", "SICK"],
+        "logits": [-3.0, 3.0],
+        "provenance": {"data": "elsewhere"},
+        "metrics": {"classifier": {"auroc": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}},
+        "thresholds": {},
+    }
+    return Model(networks, info, {"mean_image": torch.zeros(1, 1, 32, 32)})
+
+
+@pytest.fixture(scope="session")
+def model_file(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    model.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def classifier_file(model, tmp_path_factory):
+    """A model file as `train-cnn` leaves it: a classifier alone."""
+    path = tmp_path_factory.mktemp("classifier") / "model.safetensors"
+    Model({"classifier": model.classifier}, model.info, model.buffers).save(path)
+    return path

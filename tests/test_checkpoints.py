@@ -1,0 +1,122 @@
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from cxr import CxrError, UsageError, checkpoints
+
+
+def test_model_file_gives_back_the_same_answers(model, model_file):
+    again = checkpoints.load_model(model_file)
+    x, u = torch.randn(2, 1, 32, 32), torch.randn(2, 16)
+    noise = model.generator.noise(2)
+    assert torch.equal(model.classifier(x), again.classifier(x))
+    assert torch.equal(model.encoder(x)[0], again.encoder(x)[0])
+    w1 = torch.randn(2, 32)
+    assert torch.equal(model.generator(w1, u, noise), again.generator(w1, u, noise))
+    assert torch.equal(model.discriminator(x, u[:, 0]), again.discriminator(x, u[:, 0]))
+    assert again.info == model.info
+    assert not any(p.requires_grad for n in again.networks.values() for p in n.parameters())
+
+
+def test_half_precision_file_is_read_as_fp32(model, tmp_path):
+    tensors = {f"classifier.{k}": v.half() for k, v in model.classifier.state_dict().items()}
+    configs = {"classifier": {"channels": [16, 24, 32], "blocks": 1, "dropout": 0.2}}
+    checkpoints.save(tmp_path / "m", tensors, {"format": 1, "configs": configs, **model.info})
+    again = checkpoints.load_model(tmp_path / "m")
+    assert next(again.classifier.parameters()).dtype == torch.float32
+    x = torch.randn(2, 1, 32, 32)
+    torch.testing.assert_close(again.classifier(x), model.classifier(x), atol=0.02, rtol=0.02)
+
+
+def test_dose_and_logit_name_each_other(model):
+    doses = torch.tensor([0.0, 0.25, 1.0])
+    assert model.logit(doses).tolist() == [-3.0, -1.5, 3.0]
+    torch.testing.assert_close(model.dose(model.logit(doses)), doses)
+    assert model.dose(torch.tensor([-9.0, 9.0])).tolist() == [0.0, 1.0]
+
+
+def test_a_missing_network_says_what_to_give(classifier_file):
+    with pytest.raises(CxrError, match="holds no generator: give a model made by `cxrgan train-gan`"):
+        _ = checkpoints.load_model(classifier_file).generator
+
+
+def test_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    checkpoints.save(path, {"a": torch.ones(2)}, {"images": 1})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoints, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(path, {"a": torch.zeros(2)}, {"images": 2})
+    tensors, progress = checkpoints.load(path)
+    assert tensors["a"].tolist() == [1, 1] and progress == {"images": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"", b"short", pickle.dumps({"a": 1}), b"\xff" * 200])
+def test_other_files_are_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CxrError, match="as safetensors") as caught:
+        checkpoints.load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_model_file_is_refused(model_file, tmp_path):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(model_file.read_bytes()[:-100])
+    with pytest.raises(CxrError, match="is it whole"):
+        checkpoints.load_model(path)
+
+
+def test_foreign_safetensors_and_formats_are_refused(tmp_path):
+    checkpoints.save(tmp_path / "foreign", {"a": torch.ones(1)}, {})
+    with pytest.raises(CxrError, match="not a cxrgan model"):
+        checkpoints.load_model(tmp_path / "foreign")
+    checkpoints.save(tmp_path / "new", {"a": torch.ones(1)}, {"format": 99, "configs": {}})
+    with pytest.raises(CxrError, match="format 99"):
+        checkpoints.load_model(tmp_path / "new")
+    with pytest.raises(CxrError, match="no model file at nowhere"):
+        checkpoints.load_model("nowhere")
+
+
+def test_state_of_networks_and_optimisers_comes_back_exactly(tmp_path):
+    def parts():
+        torch.manual_seed(0)
+        network = nn.Linear(3, 2)
+        return {"n": network, "o": torch.optim.Adam(network.parameters(), 0.1)}
+
+    def step(parts, seed):
+        torch.manual_seed(seed)
+        parts["n"](torch.randn(4, 3)).square().sum().backward()
+        parts["o"].step()
+        parts["o"].zero_grad()
+
+    straight, resumed = parts(), parts()
+    step(straight, 1)
+    checkpoints.save(tmp_path / "s", checkpoints.pack(straight), {})
+    checkpoints.unpack(checkpoints.load(tmp_path / "s")[0], resumed)
+    step(straight, 2)
+    step(resumed, 2)
+    assert torch.equal(straight["n"].weight, resumed["n"].weight)
+
+
+def test_a_users_own_classifier_is_taken_from_a_file(own_classifier):
+    network = checkpoints.load_classifier(f"{own_classifier}:bright", 32).classifier
+    assert network(torch.zeros(3, 1, 32, 32)).tolist() == pytest.approx([2.0] * 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [("fails", "no such weights"), ("wrong_shape", "not a logit"), ("absent", "absent")],
+)
+def test_a_bad_classifier_of_the_users_is_named_in_one_line(own_classifier, function, message):
+    with pytest.raises(CxrError, match=message) as caught:
+        checkpoints.load_classifier(f"{own_classifier}:{function}", 32)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="no file"):
+        checkpoints.load_classifier("absent.py:f", 32)
