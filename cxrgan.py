@@ -17,7 +17,7 @@ import click
 from cxr import CxrError, UsageError, __version__
 
 PRESETS = ("tiny", "cxr64", "cxr128", "cxr256")
-SIZES = ("32", "64", "128", "256")
+SIZES = (32, 64, 128, 256)
 SPLITS = ("train", "val", "test", "all")
 INTERRUPTED = 130  # the status a shell gives for Ctrl-C
 FAILURES = (click.UsageError, CxrError, OSError, RuntimeError)
@@ -79,10 +79,6 @@ def example(*lines: str) -> str:
     return "\n".join(("\b", "Example:", *(f"  {line}" for line in lines)))
 
 
-def to_int(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    return value and int(value)
-
-
 def out_option(default: str, what: str) -> Callable:
     return click.option("--out", default=default, help=what)
 
@@ -92,8 +88,7 @@ def images_option(default: int, least: int, what: str) -> Callable:
 
 
 def size_option(**default) -> Callable:
-    kind = click.Choice(SIZES)
-    return click.option("--size", type=kind, callback=to_int, help="Pixels a side.", **default)
+    return click.option("--size", type=click.Choice(SIZES), help="Pixels a side.", **default)
 
 
 def model_option(what: str = "A model file, or a shipped model's name.", **extra) -> Callable:
@@ -198,7 +193,8 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
     """Train the GAN that explains a classifier.
 
     DATA is best what the classifier was trained on: a folder with one sub-folder per class, or a
-    CSV of path,label[,patient]. FUNCTION takes nothing and returns a module from images [N, 1, R, R] in [-1, 1] to logits [N].
+    CSV of path,label[,patient]. FUNCTION takes nothing and returns a module from images
+    [N, 1, R, R] in [-1, 1] to logits [N].
     """
     first = quiet_unless_first()
     from cxr import console
@@ -252,19 +248,19 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
             try:
                 found = explainer.explain(path, loaded, **options)
                 found.write(Path(out) / name)
-                done.append((path, Path(out) / name, found))
+                done.append((path, Path(out) / name, found.numbers, found.warnings))
             except UsageError:
                 raise  # the other images would say the same
             except (CxrError, OSError) as error:
                 status = complain(error)
             bar.advance()
-    for path, folder, found in done:
-        for line in found.warnings:
+    for path, folder, numbers, warnings in done:
+        for line in warnings:
             console.warn(f"{path}: {line}")
         if not as_json:
-            show_explanation(path, folder, found.numbers)
+            show_explanation(path, folder, numbers)
     if as_json:
-        print_json([{"image": str(path), **found.numbers} for path, _, found in done])
+        print_json([{"image": str(path), **numbers} for path, _, numbers, _ in done])
     context.exit(status)
 
 
@@ -321,7 +317,7 @@ def sample(model: str | None, out: str, images: int, seed: int, device: str) -> 
 @cli.command(epilog=example("cxrgan phantoms phantoms/ --images 2000 --shortcut 0.9"))
 @click.argument("out", metavar="OUT")
 @images_option(1000, 2, "How many, half of them diseased.")
-@size_option(default="64")
+@size_option(default=64)
 @seed_option
 @click.option(
     "--shortcut",

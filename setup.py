@@ -23,7 +23,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "numpy",
-        "click",
+        "click>=8.2",
         "rich",
         "safetensors",
         "imageio",

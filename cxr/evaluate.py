@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cxr import UsageError, __version__
+from cxr import CxrError, UsageError, __version__
 from cxr.checkpoints import Model, load_model
 from cxr.datasets import Dataset, open_dataset
 from cxr.explain import write_text
@@ -41,6 +41,8 @@ def evaluate(
     the data hold other classes than the model tells apart, CxrError for a bad model or data set.
     """
     loaded = load_model(model, find_device(device))
+    if "classifier" not in loaded.networks:
+        raise CxrError(f"{model} holds no classifier: its GAN was trained with one of your own")
     info = loaded.info
     dataset = open_dataset(
         data, info["size"], info["fit"], negative or info["classes"][0], patient_pattern

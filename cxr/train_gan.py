@@ -198,7 +198,7 @@ class Trainer:
         config, share, n = self.config, self.world.share, self.config.batch
         rows = datasets.balanced_batch(self.classes, n, config.seed, step)
         rows = rows[np.argsort(self.data.labels[rows], kind="stable")]  # healthy, then diseased
-        rows = torch.cat([share(half) for half in torch.from_numpy(rows).chunk(2)]).numpy()
+        rows = share(torch.from_numpy(rows), 2).numpy()
         random, p = rng(config.seed, step), self.progress["p"]
         z1 = share(torch.randn(n // 4, self.G.config.z1, generator=random))
         u = F.normalize(torch.randn(n // 2, self.G.config.z2, generator=random))
@@ -206,18 +206,18 @@ class Trainer:
         seen = torch.randint(len(self.classes[1]), (n // 4,), generator=random)
         dose[::2] = torch.from_numpy(self.doses[self.classes[1]])[seen]
         changes = [
-            augment.draw(n, p, random, augment.DISCRIMINATOR),
-            augment.draw(n, p, random, augment.DISCRIMINATOR),
-            augment.draw(n, 0.5, random, augment.LIGHT),
+            (augment.draw(n, p, random, augment.DISCRIMINATOR), 2),
+            (augment.draw(n, p, random, augment.DISCRIMINATOR), 4),
+            (augment.draw(n, 0.5, random, augment.LIGHT), 4),
         ]
-        noise = [[share(eps) for eps in self.G.noise(n // 2, random)] for _ in range(2)]
+        noise = [[share(eps, k) for eps in self.G.noise(n // 2, random)] for k in (2, 1)]
         return Batch(
             to_tensor(self.data.images[rows], self.device),
             torch.from_numpy(self.doses[rows]).to(self.device),
             z1.to(self.device),
-            share(u * dose[:, None]).to(self.device),
+            share(u * dose[:, None], 2).to(self.device),
             *noise,
-            *({k: share(v) for k, v in change.items()} for change in changes),
+            *({k: share(v, blocks) for k, v in change.items()} for change, blocks in changes),
         )
 
     def generate(self, batch: Batch) -> Fakes:

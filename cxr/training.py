@@ -35,10 +35,9 @@ class World:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self.first = self.rank == 0
 
-    def share(self, block: Tensor) -> Tensor:
-        """This process's rows of a block that is drawn for all of them."""
-        rows = len(block) // self.size
-        return block[self.rank * rows : (self.rank + 1) * rows]
+    def share(self, drawn: Tensor, blocks: int = 1) -> Tensor:
+        """This process's rows of what is drawn for all: a share of each of so many blocks."""
+        return torch.cat([block.chunk(self.size)[self.rank] for block in drawn.chunk(blocks)])
 
     def average(self, parameters: Iterable[Tensor]) -> None:
         """Average the gradients over the processes in one flat all-reduce."""

@@ -138,7 +138,7 @@ def test_every_help_ends_with_an_example_that_names_its_command():
 
 def test_presets_are_those_of_the_networks():
     assert cxrgan.PRESETS == tuple(networks.PRESETS)
-    assert cxrgan.SIZES == tuple(str(preset.size) for preset in networks.PRESETS.values())
+    assert cxrgan.SIZES == tuple(preset.size for preset in networks.PRESETS.values())
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -379,6 +379,11 @@ MALFORMED = {
         "sample --model {model} --images 1 --out {dir}/absent/sheet.png",
     ),
     "DATA of other classes": (2, "there are cats, dogs", "evaluate {dir}/two --model {model}"),
+    "evaluate without a classifier": (
+        1,
+        "holds no classifier",
+        "evaluate {xrays} --model {gan}/model.safetensors",
+    ),
     "unknown split": (2, "'half' is not one of", "evaluate {xrays} --model {model} --split half"),
     "no --model": (2, "Missing option '--model'", "evaluate {xrays}"),
     "phantoms over a thesis": (2, "is not empty", "phantoms {dir}"),
@@ -391,13 +396,14 @@ MALFORMED = {
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_input_is_one_clear_line(
-    case, inputs, xrays, cnn_run, model_file, classifier_file, own_classifier
+    case, inputs, xrays, cnn_run, gan_run, model_file, classifier_file, own_classifier
 ):
     status, words, command = MALFORMED[case]
     places = {
         "dir": inputs,
         "xrays": xrays,
         "cnn": cnn_run[0],
+        "gan": gan_run[0],
         "model": model_file,
         "classifier": classifier_file,
         "own": own_classifier,

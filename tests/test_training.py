@@ -149,10 +149,10 @@ def test_ema_moves_by_its_decay_and_copies_buffers():
     assert a.weight.tolist() == [1.5, 1.5] and a.running_mean.tolist() == [5, 5]
 
 
-def test_processes_share_a_block_without_gap_or_overlap():
-    block = torch.arange(12)
-    parts = []
-    for rank in range(3):
-        world = SimpleNamespace(size=3, rank=rank)
-        parts.append(training.World.share(world, block))
-    assert torch.equal(torch.cat(parts), block)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_processes_share_each_block_without_gap_or_overlap(blocks):
+    drawn = torch.arange(12)
+    worlds = [SimpleNamespace(size=3, rank=rank) for rank in range(3)]
+    shares = [training.World.share(world, drawn, blocks).chunk(blocks) for world in worlds]
+    for i, block in enumerate(drawn.chunk(blocks)):
+        assert torch.equal(torch.cat([share[i] for share in shares]), block)

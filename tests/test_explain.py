@@ -1,0 +1,159 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cxr import CxrError, UsageError, checkpoints, explain, images
+
+QUICK = {"frames": 5, "restarts": 2, "refine": 3, "device": "cpu"}
+
+
+class Brightness(torch.nn.Module):
+    """A classifier whose truth is known: the mean grey, around a threshold."""
+
+    def __init__(self, threshold=0.0, gain=40.0):
+        super().__init__()
+        self.threshold, self.gain = threshold, gain
+        self.conv = torch.nn.Conv2d(1, 1, 1, bias=False)
+        torch.nn.init.ones_(self.conv.weight)
+
+    def forward(self, x):
+        return self.gain * (self.conv(x).mean((1, 2, 3)) - self.threshold)
+
+
+@pytest.fixture
+def bright(model):
+    """The untrained tiny model, with the classifier whose truth is known."""
+    torch.manual_seed(0)
+    networks = {**model.networks, "classifier": Brightness().requires_grad_(False)}
+    return checkpoints.Model(networks, dict(model.info), model.buffers)
+
+
+@pytest.fixture(params=["diseased", "healthy"])
+def image(request):
+    level = 150 if request.param == "diseased" else 90
+    noise = np.random.default_rng(0).normal(level, 20, (8, 8)).clip(0, 255).astype(np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((32, 32), Image.BICUBIC))
+
+
+def test_explanation_folder_holds_what_is_promised(bright, image, tmp_path):
+    e = explain.explain(image, bright, **QUICK)
+    e.write(tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "explanation.gif", "panel.png", "response.csv", "explanation.json", "latents.safetensors",
+    }  # fmt: skip
+    numbers = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert len(numbers["probability"]) == len(numbers["logit"]) == len(numbers["dose"]) == 5
+    assert {"psnr", "ssim", "probability_gap"} <= numbers["reconstruction"].keys()
+    assert {"probability", "flipped", "l1_original", "l1_reconstruction"} <= (
+        numbers["counterfactual"].keys()
+    )
+    assert numbers["restarts"]["spread"] >= 0 and "torch" in numbers["versions"]
+    assert "no diagnosis" in numbers["use"]
+    rows = list(csv.DictReader((tmp_path / "out" / "response.csv").open()))
+    assert [float(r["dose"]) for r in rows] == [0, 0.25, 0.5, 0.75, 1]
+    tensors = load_file(tmp_path / "out" / "latents.safetensors")
+    assert tensors["frames"].shape == (5, 1, 32, 32) and tensors["maps.latent_ig"].shape == (32, 32)
+    with Image.open(tmp_path / "out" / "explanation.gif") as film:
+        assert film.n_frames == 8  # forth and back
+
+
+def test_frames_are_reproduced_from_the_saved_codes(bright, image, tmp_path):
+    e = explain.explain(image, bright, **QUICK)
+    e.write(tmp_path)
+    t = load_file(tmp_path / "latents.safetensors")
+    noise = [t[f"noise.{i}"] for i in range(len(e.codes.noise))]
+    copy = bright.generator(t["w1"][:1], t["z2"][:1], noise).clamp(-1, 1)
+    torch.testing.assert_close(copy, t["reconstruction"], atol=1e-5, rtol=0)
+
+
+def test_every_frame_is_scored_by_the_classifier_itself(bright, image):
+    e = explain.explain(image, bright, **QUICK)
+    torch.testing.assert_close(e.logits, bright.classifier(e.frames))
+    assert e.numbers["logit"] == pytest.approx(e.logits.tolist())
+
+
+def test_latent_integrated_gradient_sums_to_the_change_of_the_logit(bright, image):
+    e = explain.explain(image, bright, **QUICK)
+    assert e.numbers["completeness_error"] < 0.01
+    full = e.codes.z2[:1].norm() if e.numbers["original"]["logit"] > 0 else 1.0
+    direction = torch.nn.functional.normalize(e.codes.z2[:1])
+    if e.numbers["original"]["logit"] > 0:
+        ends = torch.cat([0 * direction, full * direction])
+        x = bright.generator(e.codes.w1[:1].expand(2, -1, -1), ends, e.codes.noises(2)).clamp(-1, 1)
+        change = bright.classifier(x).diff().item()
+        assert e.maps["latent_ig"].sum().item() == pytest.approx(change, rel=0.01, abs=0.002)
+
+
+def test_a_healthy_image_gets_several_directions_and_a_diseased_one_its_own(bright, image):
+    e = explain.explain(image, bright, **QUICK)
+    diseased = e.numbers["original"]["logit"] > 0
+    assert len(e.numbers["directions"]) == (0 if diseased else explain.DIRECTIONS + 1)
+    assert e.numbers["counterfactual"]["frame"] == (0 if diseased else 4)
+
+
+def test_refinement_brings_the_reconstruction_nearer(bright, image):
+    quick = {**QUICK, "restarts": 1}
+    before = explain.explain(image, bright, **{**quick, "refine": 0})
+    after = explain.explain(image, bright, **{**quick, "refine": 40})
+
+    def loss(e):
+        return explain.image_loss(e.reconstruction, e.image).item()
+
+    assert loss(after) < 0.9 * loss(before)
+
+
+def test_same_seed_same_explanation(bright, image):
+    a, b = (explain.explain(image, bright, **QUICK) for _ in range(2))
+    assert torch.equal(a.frames, b.frames) and a.numbers == b.numbers
+
+
+def test_the_overlay_keeps_what_the_generator_could_not_draw(bright, image):
+    e = explain.explain(image, bright, **QUICK)
+    expected = (e.image + e.frames - e.reconstruction).clamp(-1, 1)
+    torch.testing.assert_close(e.overlaid, expected)
+
+
+def test_doubts_are_said_where_the_explanation_cannot_be_believed(bright, image):
+    bright.info["thresholds"] = {"ssim": 1.0, "likeness": 1.0}
+    bright.buffers["mean_image"] = torch.rand(1, 1, 32, 32)
+    lines = explain.explain(image, bright, **QUICK).warnings
+    assert any("does not look like the radiographs" in line for line in lines)
+    assert any("SSIM" in line and "under 1.00" in line for line in lines)
+    bright.info["thresholds"], bright.info["foreign"] = {}, "other.py:f"
+    lines = explain.explain(image, bright, **QUICK).warnings
+    assert any("dose axis is the GAN's" in line for line in lines)
+    assert not any("radiographs" in line or "SSIM" in line for line in lines)
+
+
+def test_another_classifier_can_be_explained(model_file, own_classifier):
+    loaded = explain.load_explainer(model_file, f"{own_classifier}:bright", "cpu")
+    x = torch.rand(1, 1, 32, 32)
+    assert loaded.classifier(x).item() == pytest.approx(20 * (x.mean().item() + 0.1), rel=1e-4)
+    assert loaded.info["foreign"] == f"{own_classifier}:bright"
+
+
+def test_files_arrays_and_tensors_are_taken_alike(bright, image, tmp_path):
+    images.write_png(tmp_path / "x.png", image)
+    tensor = torch.from_numpy(image / np.float32(127.5) - 1)[None, None]
+    for other in (tmp_path / "x.png", tensor):
+        torch.testing.assert_close(explain.prepare(other, bright), explain.prepare(image, bright))
+    with pytest.raises(UsageError, match="must be uint8"):
+        explain.prepare(image.astype(float), bright)
+    with pytest.raises(UsageError, match="must be"):
+        explain.prepare(torch.zeros(1, 1, 16, 16), bright)
+
+
+def test_wrong_counts_are_refused(bright, image):
+    for bad in ({"frames": 1}, {"restarts": 0}, {"refine": -1}):
+        with pytest.raises(UsageError, match="at least"):
+            explain.explain(image, bright, **{**QUICK, **bad})
+
+
+def test_a_classifier_alone_cannot_be_explained(classifier_file):
+    with pytest.raises(CxrError, match="train-gan"):
+        explain.load_explainer(classifier_file, None, "cpu")

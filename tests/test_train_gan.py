@@ -1,0 +1,146 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cxr import CxrError, checkpoints, train_gan, training
+from cxr.train_gan import Config, Trainer
+
+ROOT = Path(__file__).parent.parent
+
+
+def trainer(xrays, own_classifier, folder, **options):
+    spec = f"{own_classifier}:bright"
+    config = Config(data=str(xrays), classifier=spec, preset="tiny", device="cpu", **options)
+    model = checkpoints.load_classifier(spec, 32)
+    world = training.World()
+    data = train_gan.open_data(config, model)
+    run = training.Run(folder, config, False, world)
+    return Trainer(config, data, model, torch.device("cpu"), world, run)
+
+
+@pytest.fixture
+def gan(xrays, own_classifier, tmp_path):
+    return trainer(xrays, own_classifier, tmp_path / "run", batch=16)
+
+
+def test_doses_are_the_classifiers_response_between_the_two_medians(gan):
+    low, high = gan.model.info["logits"]
+    healthy = gan.doses[gan.data.labels == 0]
+    diseased = gan.doses[gan.data.labels == 1]
+    assert low < 0 < high
+    assert (healthy == 0).all()
+    assert diseased.min() >= 0 and diseased.max() == 1
+    assert 0.3 < np.median(diseased) < 1
+
+
+def test_fakes_come_in_pairs_of_one_structure_at_dose_zero_and_above(gan):
+    batch = gan.draw(0)
+    fakes = gan.generate(batch)
+    healthy, diseased = fakes.doses.chunk(2)
+    assert (healthy == 0).all() and (diseased >= 0).all() and (diseased <= 1 + 1e-6).all()
+    assert len(fakes.w1) == 8 and fakes.images.shape == (16, 1, 32, 32)
+    assert batch.real_doses[:8].eq(0).all() and batch.real_doses[8:].gt(0).any()
+    assert fakes.copies.shape == fakes.originals.shape == (8, 1, 32, 32)
+
+
+def test_half_of_the_structures_are_those_found_in_real_images(gan):
+    fakes = gan.generate(gan.draw(0))
+    found, _ = gan.E(fakes.originals)
+    found = found.unflatten(0, (-1, 2))[::2].flatten(0, 1)
+    torch.testing.assert_close(fakes.w1[4:].float(), found.float(), atol=0.02, rtol=0.02)
+
+
+def test_r1_is_the_squared_gradient(gan):
+    class Quadratic(torch.nn.Module):
+        def forward(self, x, doses):
+            return 1.5 * x.square().sum((1, 2, 3))
+
+    x = torch.randn(4, 1, 8, 8)
+    expected = (3 * x).square().sum((1, 2, 3)).mean()
+    torch.testing.assert_close(train_gan.r1(Quadratic(), x, torch.zeros(4)), expected)
+
+
+def test_augmentation_grows_while_the_discriminator_is_too_sure(gan):
+    for _ in range(200):
+        gan.adapt(torch.tensor(1.0))
+    grown = gan.progress["p"]
+    assert grown > 0
+    for _ in range(400):
+        gan.adapt(torch.tensor(0.0))
+    assert gan.progress["p"] < grown
+
+
+def test_image_loss_is_zero_for_the_same_image_only():
+    x = torch.rand(2, 1, 32, 32) * 2 - 1
+    assert train_gan.image_loss(x, x).item() == pytest.approx(0, abs=1e-5)
+    assert train_gan.image_loss(x, -x) > 0.5
+
+
+def test_a_step_moves_all_three_networks_and_not_the_classifier(gan):
+    before = {name: [p.clone() for p in getattr(gan, name).parameters()] for name in "GED"}
+    terms = gan.step()
+    for name in "GED":
+        moved = [
+            not torch.equal(a, b) for a, b in zip(before[name], getattr(gan, name).parameters())
+        ]
+        assert np.mean(moved) > 0.7, name
+    assert all(value.isfinite() for value in terms.values())
+    assert {"D", "G", "r1", "response", "latent", "image"} <= terms.keys()
+
+
+def test_a_collapsed_generator_stops_the_run(gan):
+    with torch.no_grad():
+        for layer in gan.G_ema.layers:
+            if layer.image_weight is not None:
+                layer.image_weight.zero_()
+    with pytest.raises(CxrError, match="collapsed"):
+        gan.report()
+
+
+def test_a_classifier_that_cannot_tell_is_refused(xrays, own_classifier, tmp_path):
+    own = tmp_path / "flat.py"
+    own.write_text(own_classifier.read_text().replace("20 *", "0.01 *"))
+    with pytest.raises(CxrError, match="hardly tells the classes apart"):
+        trainer(xrays, own, tmp_path / "run")
+
+
+def test_two_processes_give_the_gradients_of_one(xrays, own_classifier, tmp_path):
+    """On one global batch in fp32, R1 among the losses: each network's gradient, to 1e-5 of
+    its length."""
+    script = tmp_path / "gradients.py"
+    script.write_text(f"""
+import sys
+import torch
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from pathlib import Path
+from cxr import train_gan
+from test_train_gan import trainer
+train_gan.half_precision = lambda device: torch.autocast("cpu", enabled=False)
+torch.set_num_threads(1)
+gan = trainer(Path({str(xrays)!r}), Path({str(own_classifier)!r}), Path(sys.argv[1]), batch=32, rate=0.0)
+gan.step()
+gradients = {{f"{{n}}.{{k}}": p.grad for n in "GED" for k, p in getattr(gan, n).named_parameters()}}
+if gan.world.first:
+    torch.save(gradients, sys.argv[1] + ".pt")
+gan.world.close()
+""")
+    launch = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
+    gradients = {}
+    for name, arguments in launch.items():
+        command = [sys.executable, *arguments, str(script), str(tmp_path / name)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        gradients[name] = torch.load(tmp_path / f"{name}.pt")
+    for name in "GED":
+        one, two = (
+            torch.cat([g.flatten() for key, g in gradients[n].items() if key[0] == name])
+            for n in ("one", "two")
+        )
+        assert one.norm() > 0.01
+        assert (one - two).norm() / one.norm() < 1e-5, name
