@@ -61,7 +61,8 @@ def killed(self):
 module.Trainer.step = killed
 module.train(module.{config!r}, {str(tmp_path / "killed")!r})
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert state(tmp_path / "killed")[1]["images"] == 64
     with open(tmp_path / "killed" / "log.jsonl", "a") as log:
