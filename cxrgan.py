@@ -139,6 +139,7 @@ def training_options(out: str, batch: int, images: int) -> Callable:
 
 
 @click.group(
+    "cxrgan",
     cls=Door,
     invoke_without_command=True,
     context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
@@ -396,7 +397,7 @@ def show_intervals(title: str, metrics: dict[str, dict]) -> None:
         (name, number(m["value"]), f"{number(m['low'])} to {number(m['high'])}", m["n"])
         for name, m in metrics.items()
     ]
-    console.table(title, ("classifier", "value", "95% interval", "patients"), rows)
+    console.table(title, ("classifier", "value", "95% interval", "images"), rows)
 
 
 def show_explanation(path: Path, folder: Path, numbers: dict) -> None:

@@ -73,7 +73,8 @@ class Model:
         low, high = self.info["logits"]
         return low + dose * (high - low)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, half: bool = False) -> None:
+        """Write a model file; `half` stores the weights in fp16, for shipping."""
         own = {
             name: net for name, net in self.networks.items() if isinstance(net, NETWORKS[name][0])
         }
@@ -83,6 +84,8 @@ class Model:
             for key, value in network.state_dict().items()
         }
         tensors |= {f"buffers.{key}": value for key, value in self.buffers.items()}
+        if half:
+            tensors = {key: value.half() for key, value in tensors.items()}
         configs = {name: dataclasses.asdict(network.config) for name, network in own.items()}
         save(path, tensors, {"format": FORMAT, "configs": configs, **self.info})
 
@@ -95,17 +98,30 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
         raise CxrError(f"{path} is not a cxrgan model file: make one with `cxrgan train-cnn`")
     if info.get("format") != FORMAT:
         raise CxrError(f"{path} has format {info.get('format')}, this cxrgan reads format {FORMAT}")
-    networks = {}
-    for name, values in info.pop("configs").items():
-        network_class, config_class = NETWORKS[name]
-        network = network_class(config_class(**{k: _tuple(v) for k, v in values.items()}))
-        prefix = name + "."
-        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        network.load_state_dict(weights)
-        networks[name] = network.float().to(device).eval().requires_grad_(False)
+    try:
+        networks = {
+            name: _rebuild(name, values, tensors).to(device)
+            for name, values in info.pop("configs").items()
+        }
+        info["size"], info["fit"], info["classes"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CxrError(f"{path} is no model file this cxrgan can rebuild ({reason})") from None
     buffers = {k[8:]: v.float().to(device) for k, v in tensors.items() if k.startswith("buffers.")}
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise CxrError(f"{path} holds weights that are not numbers: train again")
     del info["format"]
     return Model(networks, info, buffers, path)
+
+
+def _rebuild(name: str, config: dict, tensors: dict[str, Tensor]) -> nn.Module:
+    """A network from its config and the tensors under its name, in eval mode, frozen, in fp32."""
+    network_class, config_class = NETWORKS[name]
+    network = network_class(config_class(**{key: _tuple(value) for key, value in config.items()}))
+    prefix = name + "."
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    network.load_state_dict(own)
+    return network.float().eval().requires_grad_(False)
 
 
 def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") -> Model:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 out = Console()
 err = Console(stderr=True)
@@ -51,11 +52,11 @@ class _Rate(TextColumn):
 
 def table(title: str, header: tuple[str, ...], rows: list[tuple]) -> None:
     """Print a small table on stdout; every cell is shown through `str`."""
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=Text(title), title_justify="left")  # Text: a name may hold [brackets]
     for name in header:
         grid.add_column(name)
     for row in rows:
-        grid.add_row(*map(str, row))
+        grid.add_row(*(Text(str(cell)) for cell in row))
     out.print(grid)
 
 

@@ -40,7 +40,8 @@ def evaluate(
     not a number is None. The intervals are 95% bootstraps over n patients. Raises UsageError if
     the data hold other classes than the model tells apart, CxrError for a bad model or data set.
     """
-    loaded = load_model(model, find_device(device))
+    device = find_device(device)
+    loaded = load_model(model, device)
     if "classifier" not in loaded.networks:
         raise CxrError(f"{model} holds no classifier: its GAN was trained with one of your own")
     info = loaded.info
@@ -54,7 +55,7 @@ def evaluate(
             "with --negative"
         )
     numbers = {
-        "classifier": classifier_metrics(loaded.classifier, dataset, split),
+        "classifier": classifier_metrics(loaded.classifier, dataset, split, device),
         "about": _about(loaded, dataset, split),
     }
     return _without_nan(numbers)

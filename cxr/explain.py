@@ -4,6 +4,7 @@ The image is inverted by the encoder and refined by gradient descent; scaling `z
 1 gives the film, and the classifier is asked at every frame.
 """
 
+import contextlib
 import json
 import platform
 from dataclasses import dataclass
@@ -106,9 +107,10 @@ class Explanation:
         for name, heat in self.maps.items():
             tiles.append((name.replace("_", " "), image, heat.cpu().numpy(), name in signed))
         caption = (
-            f"{self.classes[1]} as this classifier sees it. SSIM {n['reconstruction']['ssim']:.2f}, "
+            f"{self.classes[1]} as this classifier sees it. "
+            f"SSIM of the reconstruction {n['reconstruction']['ssim']:.2f}, "
             f"completeness error {n['completeness_error']:.3f}. The counterfactual is the original "
-            "with the path's difference laid over it. Research only, no diagnosis."
+            "with the path's difference laid over it."
         )
         return figures.panel(tiles, caption)
 
@@ -306,17 +308,20 @@ def heat_maps(
     latent, error, _ = attribution.latent_integrated_gradients(model.classifier, along)
     with torch.no_grad():
         ends = along(torch.tensor([0.0, 1.0], device=x.device))
-    layer = getattr(model.classifier, "trunk", None)
     baseline = model.buffers.get("mean_image", x.mean().expand_as(x))
-    return {
+    ig, _ = attribution.integrated_gradients(
+        model.classifier, x, baseline, tolerance=0.05, max_steps=128
+    )
+    maps = {
         "difference": (ends[1] - ends[0])[0],
         "latent_ig": latent,
         "gradient": attribution.gradient(model.classifier, x)[0],
-        "grad_cam": attribution.grad_cam(model.classifier, x, layer)[0],
-        "integrated_gradients": attribution.integrated_gradients(
-            model.classifier, x, baseline, tolerance=0.05, max_steps=128
-        )[0][0],
-    }, error
+        "integrated_gradients": ig[0],
+    }
+    with contextlib.suppress(CxrError):  # a classifier of the user's may have no convolution
+        layer = getattr(model.classifier, "trunk", None)  # ours: what is pooled into the logit
+        maps["grad_cam"] = attribution.grad_cam(model.classifier, x, layer)[0]
+    return maps, error
 
 
 @torch.no_grad()

@@ -110,6 +110,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises CxrError when the file system refuses.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CxrError(f"{path}: is no file that could be replaced; choose another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

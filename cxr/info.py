@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from cxr import checkpoints, datasets
+from cxr import build, checkpoints, datasets
 from cxr.training import find_device, half_precision
 
 
@@ -19,7 +19,7 @@ def machine() -> list[tuple[str, str]]:
         ("arithmetic", "bf16 and fp32" if half else "fp32"),
         ("torch", torch.__version__),
         ("CPU threads", str(torch.get_num_threads())),
-        ("kernels", "pure torch"),
+        ("kernels", ": ".join(build.status())),
         ("shipped models", ", ".join(checkpoints.shipped()) or "none"),
         ("cache", str(datasets._cache_folders()[0])),
     ]

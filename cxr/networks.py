@@ -162,7 +162,7 @@ class ModulatedLayer(nn.Module):
         super().__init__()
         self.style = Style(w, inputs)
         self.conv = EqualConv(inputs, outputs, 3)
-        self.strength = nn.Parameter(torch.tensor(0.1))
+        self.strength = nn.Parameter(torch.zeros(()))  # noise comes in as it is needed
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.image_style = Style(w, outputs) if end else None
         self.image_weight = nn.Parameter(torch.randn(outputs)) if end else None

@@ -1,13 +1,17 @@
-"""The fused operations of the networks, in plain torch.
+"""The fused operations of the networks: everything a layer does between two convolutions.
 
-Each function is one pass over the activations in the native kernels' sense: everything a layer
-does between two convolutions. `c` is a convolution's output `[N, C, H, W]`; optional arguments
-left out leave their factor out.
+Each operation is one pass over the activations. Here stand its schema, its reference in plain
+torch, its fake and its autograd formula; where `cxr.build` has loaded a native kernel for the
+device, the dispatcher prefers it to the reference. Arithmetic is in fp32 (fp64 for fp64) whatever
+the storage; the convolution's output is saved for the backward pass and the rest recomputed from
+it. Results are channels_last.
 
 The blur is the separable [1, 3, 3, 1] / 8 of Karras et al. 2019 (StyleGAN, section 2).
 """
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,22 +32,17 @@ def mod_act(
 ) -> Tensor:
     """`s_next * clamp(gain * lrelu(c * d + strength * eps + b))`, a layer's whole epilogue.
 
+    Arguments left out leave their factor or term out. `eps` gets no gradient.
+
     Parameters
     ----------
     c : [N, C, H, W], convolution output
     d : [N, C], demodulation (Karras et al. 2020, StyleGAN2, section 2.2)
-    eps : [N, 1, H, W], unit Gaussian noise, scaled by the scalar `strength`
+    eps : [N, 1, H, W] or [1, 1, H, W], unit Gaussian noise, scaled by the scalar `strength`
     b : [C], bias
     s_next : [N, C], the style of the layer that reads the result
     """
-    if d is not None:
-        c = c * d.to(c.dtype)[:, :, None, None]
-    if eps is not None:
-        c = c + (strength * eps).to(c.dtype)
-    if b is not None:
-        c = c + b.to(c.dtype)[None, :, None, None]
-    y = (F.leaky_relu(c, SLOPE) * GAIN).clamp(-CLAMP, CLAMP)
-    return y if s_next is None else y * s_next.to(y.dtype)[:, :, None, None]
+    return torch.ops.cxrgan.mod_act(c, d, eps, strength, b, None, s_next)[0]
 
 
 def mod_act_image(
@@ -65,11 +64,41 @@ def mod_act_image(
     y * s_next : [N, C, H, W], or None without `s_next` (the last block)
     image : [N, 1, H, W], `sum_c r[n, c] * y[n, c]` in fp32
     """
-    y = mod_act(c, d, eps, strength, b)
-    n, _, h, w = y.shape
-    flat = y.permute(0, 2, 3, 1).reshape(n, h * w, -1)
-    image = torch.bmm(flat, r.to(y.dtype)[:, :, None]).view(n, 1, h, w).float()
-    return (None if s_next is None else y * s_next.to(y.dtype)[:, :, None, None]), image
+    y, image = torch.ops.cxrgan.mod_act(c, d, eps, strength, b, r, s_next)
+    return (None if s_next is None else y), image
+
+
+def fir_mod_act(
+    c: Tensor,
+    d: Tensor | None = None,
+    eps: Tensor | None = None,
+    strength: Tensor | None = None,
+    b: Tensor | None = None,
+    s_next: Tensor | None = None,
+) -> Tensor:
+    """`mod_act` of the blurred `c` [N, C, 2H + 1, 2W + 1], the output of a stride-2 transposed
+    convolution; the result is [N, C, 2H, 2W]."""
+    return torch.ops.cxrgan.fir_mod_act(c, d, eps, strength, b, None, s_next)[0]
+
+
+def fir_mod_act_image(
+    c: Tensor,
+    d: Tensor,
+    eps: Tensor,
+    strength: Tensor,
+    b: Tensor,
+    r: Tensor,
+    s_next: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    """`mod_act_image` of the blurred `c`, as in `fir_mod_act`."""
+    y, image = torch.ops.cxrgan.fir_mod_act(c, d, eps, strength, b, r, s_next)
+    return (None if s_next is None else y), image
+
+
+def act_fir(c: Tensor, b: Tensor, down: int = 2) -> Tensor:
+    """`fir(gain * lrelu(c + b), down)`: [N, C, H, W] to [N, C, H / down, W / down] for `down=2`,
+    to [N, C, H - 1, W - 1] for `down=1`."""
+    return torch.ops.cxrgan.act_fir(c, b, down)
 
 
 def fir(x: Tensor, up: int = 1, down: int = 1, gain: float = 1.0, pad: int = 1) -> Tensor:
@@ -78,25 +107,305 @@ def fir(x: Tensor, up: int = 1, down: int = 1, gain: float = 1.0, pad: int = 1) 
     `up=2` and `down=2` keep the signal's mean and return 2H and H/2; `up=down=1` returns
     H + 2 pad - 3.
     """
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype)
-    kernel = torch.outer(taps, taps) * (gain * up * up / 64)
-    kernel = kernel.expand(x.shape[1], 1, 4, 4)
     if up == 2:
-        return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
-    return F.conv2d(x, kernel, stride=down, padding=pad, groups=x.shape[1])
+        sizes = [2 * size for size in x.shape[2:]]
+        return torch.ops.cxrgan.fir(x, 2, True, 1, *sizes, gain * 4)
+    sizes = [(size + 2 * pad - 4) // down + 1 for size in x.shape[2:]]
+    return torch.ops.cxrgan.fir(x, down, False, pad, *sizes, gain)
 
 
-def fir_mod_act(c: Tensor, *epilogue: Tensor | None) -> Tensor:
-    """`mod_act` of the blurred `c` [N, C, 2H + 1, 2W + 1], the output of a stride-2 transposed
-    convolution; the result is [N, C, 2H, 2W]."""
-    return mod_act(fir(c, gain=4.0), *epilogue)
+# ---- the references ----
 
 
-def fir_mod_act_image(c: Tensor, *epilogue: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """`mod_act_image` of the blurred `c`, as in `fir_mod_act`."""
-    return mod_act_image(fir(c, gain=4.0), *epilogue)
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
-def act_fir(c: Tensor, b: Tensor, down: int = 2) -> Tensor:
-    """`fir(gain * lrelu(c + b), down)`: [N, C, H, W] to [N, C, H / down, W / down]."""
-    return fir(mod_act(c, b=b), down=down)
+def _channels_last(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(like.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _per_pixel(vector: Tensor, like: Tensor) -> Tensor:
+    """[N, C] or [C] to a factor of `like` [N, C, H, W]."""
+    return vector.to(like.dtype)[..., None, None]
+
+
+def _fir(
+    x: Tensor, factor: int, transposed: bool, pad: int, height: int, width: int, gain: float
+) -> Tensor:
+    """The blur with stride `factor`, or its transpose, to [N, C, height, width]."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=_wide(x[:0]).dtype)
+    kernel = (torch.outer(taps, taps) * (gain / 64)).expand(x.shape[1], 1, 4, 4)
+    with torch.autocast(x.device.type, enabled=False):
+        if not transposed:
+            y = F.conv2d(_wide(x), kernel, None, factor, pad, groups=x.shape[1])
+        else:
+            full = [(size - 1) * factor + 4 - 2 * pad for size in x.shape[2:]]
+            extra = (height - full[0], width - full[1])
+            y = F.conv_transpose2d(_wide(x), kernel, None, factor, pad, extra, x.shape[1])
+    return _channels_last(y, x)
+
+
+def _blur(x: Tensor) -> Tensor:
+    """The blur of `fir_mod_act`."""
+    return torch.ops.cxrgan.fir(x, 1, False, 1, x.shape[2] - 1, x.shape[3] - 1, 4.0)
+
+
+def _argument(x: Tensor, d, eps, strength, b) -> Tensor:
+    """What the activation is applied to, from `x` in fp32."""
+    if d is not None and b is not None:
+        x = torch.addcmul(_per_pixel(b, x), x, _per_pixel(d, x))
+    elif d is not None:
+        x = x * _per_pixel(d, x)
+    elif b is not None:
+        x = x + _per_pixel(b, x)
+    return x if eps is None else x + strength.to(x.dtype) * eps.to(x.dtype)
+
+
+def _activate(x: Tensor) -> Tensor:
+    return (F.leaky_relu(x, SLOPE) * GAIN).clamp(-CLAMP, CLAMP)
+
+
+def _activate_bwd(g: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """`g` times the derivative of `y = _activate(x)`, short of the gain."""
+    g = torch.ops.aten.hardtanh_backward(g, y, -CLAMP, CLAMP)
+    return torch.ops.aten.leaky_relu_backward(g, x, SLOPE, False)
+
+
+def _mod_act(c, d, eps, strength, b, r, s_next, blur: bool = False) -> tuple[Tensor, Tensor]:
+    x = _wide(c)
+    a = _activate(_argument(_blur(x) if blur else x, d, eps, strength, b))
+    y = c.new_empty(0) if r is not None and s_next is None else a
+    if s_next is not None:
+        y = a * _per_pixel(s_next, a)
+    if y.ndim == 4:
+        y = _channels_last(y, c)
+    if r is None:
+        return y, a.new_empty(0)
+    return y, (a * _per_pixel(r, a)).sum(1, keepdim=True).contiguous()
+
+
+def _mod_act_bwd(gy, gimage, c, d, eps, strength, b, r, s_next, blur: bool = False):
+    x = _blur(_wide(c)) if blur else _wide(c)
+    argument = _argument(x, d, eps, strength, b)
+    a = _activate(argument)
+    ga, dr, ds = 0, None, None
+    if gy is not None:
+        gy = _wide(gy)
+        ds = None if s_next is None else (gy * a).sum((2, 3))
+        ga = gy * GAIN if s_next is None else gy * (_per_pixel(s_next, a) * GAIN)
+    if gimage is not None:
+        dr = (gimage * a).sum((2, 3))
+        ga = ga + gimage * (_per_pixel(r, a) * GAIN)
+    g = _activate_bwd(ga, argument, a)
+    dd = None if d is None else (g * x).sum((2, 3))
+    dstrength = None if eps is None else (g.sum(1, keepdim=True) * eps.to(g.dtype)).sum()
+    db = None if b is None else g.sum((0, 2, 3))
+    if d is not None:
+        g = g * _per_pixel(d, g)
+    if blur:
+        g = torch.ops.cxrgan.fir(g, 1, True, 1, *c.shape[2:], 4.0)
+    wanted = ((dd, d), (dstrength, strength), (db, b), (dr, r), (ds, s_next))
+    return _channels_last(g, c), *(_present(grad, of, x) for grad, of in wanted)
+
+
+def _present(grad: Tensor | None, of: Tensor | None, like: Tensor) -> Tensor:
+    """An operator's output cannot be None: empty where there is no input for the gradient, zero
+    where the input had no part in what was differentiated."""
+    if grad is not None:
+        return grad
+    return like.new_empty(0) if of is None else like.new_zeros(of.shape)
+
+
+def _act_fir(c: Tensor, b: Tensor, down: int) -> Tensor:
+    y = fir(_activate(_argument(_wide(c), None, None, None, b)), down=down)
+    return _channels_last(y, c)
+
+
+def _act_fir_bwd(g: Tensor, c: Tensor, b: Tensor, down: int) -> tuple[Tensor, Tensor]:
+    g = torch.ops.cxrgan.fir(_wide(g), down, True, 1, *c.shape[2:], 1.0)
+    x = _argument(_wide(c), None, None, None, b)
+    g = _activate_bwd(g * GAIN, x, _activate(x))
+    return _channels_last(g, c), g.sum((0, 2, 3))
+
+
+# ---- the fakes ----
+
+
+def _image_like(c: Tensor, height: int, width: int) -> Tensor:
+    shape = (c.shape[0], c.shape[1], height, width)
+    return c.new_empty(shape).contiguous(memory_format=torch.channels_last)
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _mod_act_fake(c, d, eps, strength, b, r, s_next, blur: bool = False):
+    n, _, height, width = c.shape
+    y = _image_like(c, height - blur, width - blur)
+    image = () if r is None else (n, 1, height - blur, width - blur)
+    return (
+        c.new_empty(0) if r is not None and s_next is None else y,
+        c.new_empty(image or 0, dtype=_wide_dtype(c)),
+    )
+
+
+def _mod_act_bwd_fake(gy, gimage, c, d, eps, strength, b, r, s_next):
+    vectors = (
+        c.new_empty(0 if of is None else of.shape, dtype=_wide_dtype(c))
+        for of in (d, strength, b, r, s_next)
+    )
+    return torch.empty_like(c, memory_format=torch.channels_last), *vectors
+
+
+def _act_fir_fake(c: Tensor, b: Tensor, down: int) -> Tensor:
+    return _image_like(c, *((size - 2) // down + 1 for size in c.shape[2:]))
+
+
+def _act_fir_bwd_fake(g: Tensor, c: Tensor, b: Tensor, down: int) -> tuple[Tensor, Tensor]:
+    bias = c.new_empty(c.shape[1], dtype=_wide_dtype(c))
+    return torch.empty_like(c, memory_format=torch.channels_last), bias
+
+
+def _fir_fake(x, factor, transposed, pad, height, width, gain) -> Tensor:
+    return _image_like(x, height, width)
+
+
+# ---- autograd ----
+
+
+def _save(ctx, inputs: Sequence, output) -> None:
+    """Keep an op's inputs: tensors, which come first in every schema, and then numbers."""
+    tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
+    ctx.save_for_backward(*tensors)
+    ctx.numbers = inputs[len(tensors) :]
+
+
+def _mod_act_save(ctx, inputs: Sequence, output) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.set_materialize_grads(False)  # an output that nobody uses costs nothing
+
+
+def _like(grad: Tensor, of: Tensor | None) -> Tensor | None:
+    return None if of is None else grad.to(of.dtype).view(of.shape)
+
+
+def _mod_act_backward(ctx, gy, gimage, bwd: Callable):
+    _, d, _, strength, b, r, s_next = ctx.saved_tensors
+    if ctx.needs_input_grad[2]:
+        raise NotImplementedError("mod_act has no gradient for eps")
+    gy = None if r is not None and s_next is None else gy  # an output that was left empty
+    gimage = None if r is None else gimage
+    if gy is None and gimage is None:
+        return (None,) * 7
+    dc, dd, dstrength, db, dr, ds = bwd(gy, gimage, *ctx.saved_tensors)
+    vectors = (_like(dd, d), None, _like(dstrength, strength), _like(db, b))
+    return dc, *vectors, _like(dr, r), _like(ds, s_next)
+
+
+def _act_fir_backward(ctx, g):
+    dc, db = torch.ops.cxrgan.act_fir_bwd(g, *ctx.saved_tensors, *ctx.numbers)
+    return dc, _like(db, ctx.saved_tensors[1]), None
+
+
+def _fir_save(ctx, inputs: Sequence, output) -> None:
+    ctx.size, ctx.numbers = inputs[0].shape[2:], inputs[1:]
+
+
+def _fir_backward(ctx, g):
+    factor, transposed, pad, _, _, gain = ctx.numbers
+    return torch.ops.cxrgan.fir(g, factor, not transposed, pad, *ctx.size, gain), *[None] * 6
+
+
+def _replay(ctx, *grads, reference: Callable):
+    """The autograd formula of a `_bwd` op: its reference, differentiated.
+
+    The reference sees aliases of the saved tensors, so that only this op is differentiated and not
+    what its inputs came from; where a graph is asked for, it reaches them and any order is right.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [None if x is None else x.view_as(x) for x in ctx.saved_tensors]
+        outputs = reference(*inputs, *ctx.numbers)
+    pairs = [(y, g) for y, g in zip(outputs, grads) if g is not None and y.requires_grad]
+    wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
+    result = [None] * (len(inputs) + len(ctx.numbers))
+    if pairs and wanted:
+        ys, gs = zip(*pairs)
+        sources = [inputs[i] for i in wanted]
+        found = torch.autograd.grad(ys, sources, gs, create_graph=create_graph, allow_unused=True)
+        for i, grad in zip(wanted, found):
+            result[i] = grad
+    return tuple(result)
+
+
+# ---- registration ----
+
+_library = torch.library.Library("cxrgan", "DEF")
+
+
+def _register(
+    name: str,
+    schema: str,
+    reference: Callable,
+    fake: Callable,
+    backward: Callable,
+    save: Callable = _save,
+) -> None:
+    _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"cxrgan::{name}", fake, lib=_library)
+    torch.library.register_autograd(f"cxrgan::{name}", backward, setup_context=save, lib=_library)
+
+
+def _register_mod_act(name: str, blur: bool) -> None:
+    inputs = (
+        "Tensor c, Tensor? d, Tensor? eps, Tensor? strength, Tensor? b, Tensor? r, Tensor? s_next"
+    )
+    bwd_reference = partial(_mod_act_bwd, blur=blur)
+    _register(
+        name,
+        f"({inputs}) -> (Tensor y, Tensor image)",
+        partial(_mod_act, blur=blur),
+        partial(_mod_act_fake, blur=blur),
+        lambda ctx, gy, gimage: _mod_act_backward(
+            ctx, gy, gimage, getattr(torch.ops.cxrgan, f"{name}_bwd")
+        ),
+        _mod_act_save,
+    )
+    _register(
+        f"{name}_bwd",
+        f"(Tensor? gy, Tensor? gimage, {inputs}) -> (Tensor dc, Tensor dd, Tensor dstrength,"
+        " Tensor db, Tensor dr, Tensor ds_next)",
+        bwd_reference,
+        _mod_act_bwd_fake,
+        partial(_replay, reference=bwd_reference),
+    )
+
+
+_register_mod_act("mod_act", blur=False)
+_register_mod_act("fir_mod_act", blur=True)
+_register(
+    "act_fir",
+    "(Tensor c, Tensor b, int down) -> Tensor",
+    _act_fir,
+    _act_fir_fake,
+    _act_fir_backward,
+)
+_register(
+    "act_fir_bwd",
+    "(Tensor g, Tensor c, Tensor b, int down) -> (Tensor dc, Tensor db)",
+    _act_fir_bwd,
+    _act_fir_bwd_fake,
+    partial(_replay, reference=_act_fir_bwd),
+)
+_register(
+    "fir",
+    "(Tensor x, int factor, bool transposed, int pad, SymInt height, SymInt width, float gain)"
+    " -> Tensor",
+    _fir,
+    _fir_fake,
+    _fir_backward,
+    _fir_save,
+)

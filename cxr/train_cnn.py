@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,10 +111,10 @@ class Trainer:
         """AUROC on validation, clean and the mean over the perturbations; the latter decides
         which weights are kept, since the former saturates."""
         rows = self.data.rows("val")
-        labels, x = self.data.labels[rows], to_tensor(self.data.images[rows], self.device)
+        images, labels = self.data.images[rows], self.data.labels[rows]
         aurocs = {
-            name: measures.auroc(predict(self.ema, perturb(x, name)), labels)
-            for name in PERTURBATIONS
+            change: measures.auroc(predict(self.ema, images, self.device, change), labels)
+            for change in PERTURBATIONS
         }
         robust = float(np.mean(list(aurocs.values())))
         if robust >= self.progress["best"]:
@@ -157,25 +158,32 @@ def schedule(done: float) -> float:
     return min(1.0, done / 0.03 + 1e-3) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def batches(images: np.ndarray, device: str | torch.device, size: int = 256) -> Iterator[Tensor]:
+    """uint8 images [N, R, R], memory-mapped or not, as tensors of `size` images at most."""
+    for first in range(0, len(images), size):
+        yield to_tensor(images[first : first + size], device)
+
+
 @torch.no_grad()
-def predict(classifier: nn.Module, x: Tensor, chunk: int = 256) -> np.ndarray:
-    """Logits [N] of images [N, 1, R, R], in fp32."""
-    return torch.cat([classifier(part) for part in x.split(chunk)]).float().cpu().numpy()
+def predict(
+    classifier: nn.Module, images: np.ndarray, device: str | torch.device, change: str = "clean"
+) -> np.ndarray:
+    """Logits [N], in fp32, of uint8 images [N, R, R] under one of PERTURBATIONS."""
+    logits = [classifier(perturb(x, change)).float() for x in batches(images, device)]
+    return torch.cat(logits).cpu().numpy()
 
 
-def perturb(x: Tensor, name: str) -> Tensor:
+def perturb(x: Tensor, change: str) -> Tensor:
     """One fixed change of all images: gamma 0.7, a 5x5 blur, a crop to 90%, noise of 0.05."""
-    n, zeros = len(x), torch.zeros(len(x), device=x.device)
-    if name == "gamma":
-        return augment.shade(x, zeros, zeros, torch.full_like(zeros, math.log(0.7)))
-    if name == "blur":
+    zeros = torch.zeros(len(x), device=x.device)
+    if change == "gamma":
+        return augment.shade(x, zeros, zeros, zeros + math.log(0.7))
+    if change == "blur":
         return augment.blurred(x)
-    if name == "crop":
-        return augment.move(x, zeros, torch.full_like(zeros, -math.log(0.9)), zeros, zeros, zeros)
-    if name == "noise":
-        return x + 0.1 * torch.randn(1, *x.shape[1:], generator=rng(0)).to(x.device).expand(
-            n, -1, -1, -1
-        )
+    if change == "crop":
+        return augment.move(x, zeros, zeros - math.log(0.9), zeros, zeros, zeros)
+    if change == "noise":
+        return x + 0.1 * torch.randn(1, *x.shape[1:], generator=rng(0)).to(x.device)
     return x
 
 
@@ -188,51 +196,50 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
     """Calibrate on validation, measure on test, and put together the model."""
     device = network.temperature.device
     rows = data.rows("val")
-    logits = predict(network, to_tensor(data.images[rows], device))
+    logits = predict(network, data.images[rows], device)
     network.temperature.fill_(measures.fit_temperature(logits, data.labels[rows]))
-    mean = to_tensor(data.images[data.rows("train")]).mean(0, keepdim=True)
+    mean = mean_image(data)
+    seen = {**dataclasses.asdict(config), "data": data.name, "seen": progress["images"]}
     info = {
         "size": config.pixels,
         "fit": config.fit,
         "classes": list(data.classes),
         "split": datasets.SPLIT_RULE,
-        "provenance": {
-            "data": data.name,
-            "counts": data.counts(),
-            "classifier": {
-                **dataclasses.asdict(config),
-                "data": data.name,
-                "seen": progress["images"],
-            },
-        },
-        "metrics": {"classifier": classifier_metrics(network, data, "test")},
+        "provenance": {"data": data.name, "counts": data.counts(), "classifier": seen},
+        "metrics": {"classifier": classifier_metrics(network, data, "test", device)},
         "thresholds": {"likeness": likeness_threshold(data, mean)},
     }
     return Model({"classifier": network}, info, {"mean_image": mean})
 
 
-def classifier_metrics(classifier: nn.Module, data: Dataset, split: str) -> dict:
+def classifier_metrics(
+    classifier: nn.Module, data: Dataset, split: str, device: str | torch.device
+) -> dict:
     """AUROC, accuracy, sensitivity, specificity and calibration error with bootstrap intervals
     over patients, and AUROC under each fixed perturbation; each {value, low, high, n}."""
-    device = next(classifier.parameters()).device
     rows = data.rows(split)
-    labels, x = data.labels[rows], to_tensor(data.images[rows], device)
+    images, labels = data.images[rows], data.labels[rows]
     patients = np.array([data.patients[row] for row in rows])
-    results = {}
-    for name in PERTURBATIONS:
-        logits = predict(classifier, perturb(x, name))
-        key = "auroc" if name == "clean" else f"auroc_{name}"
-        results[key] = measures.bootstrap(measures.auroc, patients, logits, labels)
-        if name == "clean":
-            p = 1 / (1 + np.exp(-logits))
-            for key, statistic in (
-                ("accuracy", measures.accuracy),
-                ("sensitivity", measures.sensitivity),
-                ("specificity", measures.specificity),
-                ("ece", measures.calibration_error),
-            ):
-                results[key] = measures.bootstrap(statistic, patients, p, labels)
-    return results
+
+    def interval(statistic, scores: np.ndarray) -> dict:
+        return measures.bootstrap(statistic, patients, scores, labels)
+
+    logits = {change: predict(classifier, images, device, change) for change in PERTURBATIONS}
+    probabilities = 1 / (1 + np.exp(-logits["clean"]))
+    return {
+        "auroc": interval(measures.auroc, logits["clean"]),
+        "accuracy": interval(measures.accuracy, probabilities),
+        "sensitivity": interval(measures.sensitivity, probabilities),
+        "specificity": interval(measures.specificity, probabilities),
+        "ece": interval(measures.calibration_error, probabilities),
+    } | {f"auroc_{c}": interval(measures.auroc, logits[c]) for c in PERTURBATIONS[1:]}
+
+
+def mean_image(data: Dataset) -> Tensor:
+    """The mean [1, 1, R, R] of the training images."""
+    rows = data.rows("train")
+    parts = [x.sum(0, keepdim=True) for x in batches(data.images[rows], "cpu")]
+    return torch.stack(parts).sum(0) / len(rows)
 
 
 def likeness(x: Tensor, mean: Tensor) -> Tensor:
@@ -245,5 +252,5 @@ def likeness(x: Tensor, mean: Tensor) -> Tensor:
 
 def likeness_threshold(data: Dataset, mean: Tensor) -> float:
     """The likeness that all but 1% of the validation images exceed."""
-    values = likeness(to_tensor(data.images[data.rows("val")]), mean)
-    return float(values.quantile(0.01))
+    parts = [likeness(x, mean) for x in batches(data.images[data.rows("val")], "cpu")]
+    return float(torch.cat(parts).quantile(0.01))

@@ -45,7 +45,7 @@ class Config:
     r1_every: int = 16  # steps
     response: float = 0.3  # weight of the classifier's loss
     latent: float = 1.0  # weight of latent reconstruction and structure consistency
-    image: float = 4.0  # weight of image reconstruction
+    image: float = 2.0  # weight of image reconstruction
     ema: int = 10_000  # images over which half of the average is renewed
     target: float = 0.6  # of the discriminator's overfitting sign, for adaptive augmentation
     seed: int = 0
@@ -82,9 +82,9 @@ def open_data(config: Config, model: Model) -> Dataset:
     data = datasets.open_dataset(
         config.data, size, model.info.setdefault("fit", "crop"), negative, config.patient_pattern
     )
-    if "classes" in model.info and tuple(classes) != data.classes:
-        told = ", ".join(classes)
-        raise UsageError(f"the classifier tells {told} apart, the data hold {data.classes}")
+    if model.info.setdefault("classes", list(data.classes)) != list(data.classes):
+        told, held = (" and ".join(names) for names in (classes, data.classes))
+        raise UsageError(f"the classifier tells {told} apart, the data hold {held}")
     return data
 
 
@@ -167,7 +167,7 @@ class Trainer:
     def real_doses(self) -> np.ndarray:
         """The dose of every image [N]: 0 for a healthy one, else the classifier's response, which
         also settles between which logits the dose runs."""
-        logits = predict(self.classifier, to_tensor(self.data.images, self.device))
+        logits = predict(self.classifier, self.data.images, self.device)
         healthy, diseased = (logits[rows] for rows in self.data.by_class("train"))
         low, high = float(np.median(healthy)), float(np.quantile(diseased, 0.98))
         if high - low < 1:
@@ -310,6 +310,7 @@ class Trainer:
                 "seen": seen,
             }
             self.model.info["metrics"]["gan"] = row
+            self.model.info["thresholds"]["ssim"] = row["ssim_low"]
             self.model.save(self.run.model)
         return row | {"p": self.progress["p"]}
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, checkpoints, console
+from cxr import CxrError, UsageError, build, checkpoints, console
 
 
 class World:
@@ -70,7 +70,8 @@ class World:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """`auto`, `cpu` or `cuda[:N]` as a device that is there; sets the allocator up for it."""
+    """`auto`, `cpu` or `cuda[:N]` as a device that is there, with the native kernels loaded and
+    the allocator set up for it."""
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
@@ -85,6 +86,7 @@ def find_device(name: str = "auto") -> torch.device:
         torch.cuda.set_device(device)
     else:
         _keep_freed_memory()
+    build.load()
     return device
 
 
@@ -141,7 +143,10 @@ class Run:
         """A run goes on as it began; only its length may change."""
         if not self.state.exists():
             raise UsageError(f"{self.folder} holds no run to resume: leave --resume out")
-        before = json.loads((self.folder / "config.json").read_text())
+        try:
+            before = json.loads((self.folder / "config.json").read_text())
+        except ValueError:
+            raise CxrError(f"{self.folder}/config.json is damaged: begin a new run") from None
         now = json.loads(json.dumps(now, default=str))
         for name in now:
             if name not in ("images", "device", "workers") and now[name] != before.get(name):
@@ -158,7 +163,10 @@ class Run:
     def restore(self, parts: dict) -> dict:
         """Put the state back, cut the log back to it, and return its progress."""
         tensors, progress = checkpoints.load(self.state)
-        checkpoints.unpack(tensors, parts)
+        try:
+            checkpoints.unpack(tensors, parts)
+        except (RuntimeError, ValueError, KeyError):
+            raise CxrError(f"{self.state} is another version's or damaged: begin anew") from None
         if self.world.first:
             rows = [row for row in self.rows() if row["images"] <= progress["images"]]
             self._write_text("log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

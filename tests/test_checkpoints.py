@@ -20,10 +20,9 @@ def test_model_file_gives_back_the_same_answers(model, model_file):
     assert not any(p.requires_grad for n in again.networks.values() for p in n.parameters())
 
 
-def test_half_precision_file_is_read_as_fp32(model, tmp_path):
-    tensors = {f"classifier.{k}": v.half() for k, v in model.classifier.state_dict().items()}
-    configs = {"classifier": {"channels": [16, 24, 32], "blocks": 1, "dropout": 0.2}}
-    checkpoints.save(tmp_path / "m", tensors, {"format": 1, "configs": configs, **model.info})
+def test_half_precision_file_is_read_as_fp32(model, model_file, tmp_path):
+    model.save(tmp_path / "m", half=True)
+    assert (tmp_path / "m").stat().st_size < 0.6 * model_file.stat().st_size
     again = checkpoints.load_model(tmp_path / "m")
     assert next(again.classifier.parameters()).dtype == torch.float32
     x = torch.randn(2, 1, 32, 32)
@@ -38,7 +37,9 @@ def test_dose_and_logit_name_each_other(model):
 
 
 def test_a_missing_network_says_what_to_give(classifier_file):
-    with pytest.raises(CxrError, match="holds no generator: give a model made by `cxrgan train-gan`"):
+    with pytest.raises(
+        CxrError, match="holds no generator: give a model made by `cxrgan train-gan`"
+    ):
         _ = checkpoints.load_model(classifier_file).generator
 
 
@@ -120,3 +121,22 @@ def test_a_bad_classifier_of_the_users_is_named_in_one_line(own_classifier, func
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="no file"):
         checkpoints.load_classifier("absent.py:f", 32)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda info, t: info["configs"].update(oracle={}),
+        lambda info, t: info["configs"]["classifier"].update(width=3),
+        lambda info, t: t.pop("classifier.head.weight"),
+        lambda info, t: info.pop("size"),
+        lambda info, t: t["classifier.head.weight"].fill_(float("nan")),
+    ],
+)
+def test_a_model_file_that_cannot_be_rebuilt_is_refused_in_one_line(model_file, tmp_path, spoil):
+    tensors, info = checkpoints.load(model_file)
+    spoil(info, tensors)
+    checkpoints.save(tmp_path / "m", tensors, info)
+    with pytest.raises(CxrError, match="rebuild|not numbers") as caught:
+        checkpoints.load_model(tmp_path / "m")
+    assert "\n" not in str(caught.value)

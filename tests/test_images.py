@@ -546,3 +546,9 @@ def test_grid_lays_rows_and_columns_with_a_gap():
     assert sheet.shape == (18, 28) and sheet.dtype == np.uint8
     assert (sheet[10:, 20:] == 200).all() and (sheet[:8, :8] == 0).all()
     assert (sheet[8:10] == 64).all() and (sheet[:, 8:10] == 64).all()
+
+
+def test_a_device_or_folder_is_never_replaced(tmp_path):
+    with pytest.raises(CxrError, match="no file that could be replaced"):
+        images.write_png(tmp_path, np.zeros((4, 4), np.uint8))
+    assert tmp_path.is_dir()

@@ -112,4 +112,6 @@ def test_equalised_layers_start_with_unit_gain():
     g = Generator(PRESETS["cxr64"].generator)
     w = g.M1(torch.randn(256, 128))
     assert 0.3 < w.square().mean().sqrt().item() < 3
-    assert math.isclose(g.layers[0].conv.weight().std().item() * math.sqrt(256 * 9), 1, rel_tol=0.05)
+    assert math.isclose(
+        g.layers[0].conv.weight().std().item() * math.sqrt(256 * 9), 1, rel_tol=0.05
+    )

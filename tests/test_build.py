@@ -1,0 +1,176 @@
+"""The loader, on a library of one function that registers nothing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxr import CxrError, UsageError, build, console
+
+ROOT = Path(build.__file__).parents[1]
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler"
+)
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch) -> Path:
+    """A folder of sources and an empty cache; nothing loaded, nothing said."""
+    folder = tmp_path / "package" / "kernels"
+    folder.mkdir(parents=True)
+    (folder / "one.cpp").write_text('extern "C" int cxrgan_one() { return 1; }\n')
+    monkeypatch.setattr(build, "PACKAGE", folder.parent)
+    monkeypatch.setattr(build, "_status", None)
+    monkeypatch.setenv("CXRGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXRGAN_KERNELS", raising=False)
+    return folder
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    lines = []
+    monkeypatch.setattr(console, "say", lines.append)
+    return lines
+
+
+@pytest.fixture
+def compiler_calls(monkeypatch) -> list:
+    calls, run = [], build._run_compiler
+    monkeypatch.setattr(build, "_run_compiler", lambda *a: calls.append(a) or run(*a))
+    return calls
+
+
+def load_again(monkeypatch) -> tuple[str, str]:
+    """As a new process would."""
+    monkeypatch.setattr(build, "_status", None)
+    return build.load()
+
+
+def cached(tmp_path) -> list[str]:
+    return sorted(path.suffix for path in (tmp_path / "cache").iterdir())
+
+
+def test_off_loads_nothing_and_says_so(sources, said, monkeypatch):
+    monkeypatch.setenv("CXRGAN_KERNELS", "off")
+    assert build.load() == build.status() == ("reference", "CXRGAN_KERNELS=off")
+    assert not said
+
+
+def test_another_word_is_refused(sources, monkeypatch):
+    monkeypatch.setenv("CXRGAN_KERNELS", "fast")
+    with pytest.raises(UsageError, match="auto, off or require"):
+        build.load()
+
+
+def test_without_a_compiler_one_line_says_what_is_used_and_why(sources, said, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    path, reason = build.load()
+    assert path == "reference" and "no-such-compiler" in reason
+    assert len(said) == 1 and reason in said[0]
+    build.load()
+    assert len(said) == 1
+
+
+def test_require_fails_without_a_compiler(sources, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("CXRGAN_KERNELS", "require")
+    with pytest.raises(CxrError, match="no-such-compiler"):
+        build.load()
+
+
+def test_missing_sources_fall_back(sources, said):
+    shutil.rmtree(sources)
+    path, reason = build.load()
+    assert path == "reference" and "sources are missing" in reason
+
+
+@needs_compiler
+def test_compiles_once_and_again_when_the_source_changes(
+    sources, said, compiler_calls, tmp_path, monkeypatch
+):
+    assert build.load()[0] == "native" and "compiled now" in build.status()[1]
+    assert "compiled earlier" in load_again(monkeypatch)[1]
+    assert len(compiler_calls) == 1 and cached(tmp_path) == [".so"]
+    (sources / "one.cpp").write_text('extern "C" int cxrgan_one() { return 2; }\n')
+    assert "compiled now" in load_again(monkeypatch)[1]
+    assert len(compiler_calls) == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut", "foreign"])
+def test_a_damaged_cached_library_is_rebuilt(
+    sources, said, compiler_calls, tmp_path, monkeypatch, damage
+):
+    build.load()
+    (entry,) = (tmp_path / "cache").iterdir()
+    whole = entry.read_bytes()
+    if damage == "cut":
+        entry.write_bytes(whole[: len(whole) // 2])
+    else:  # whole, and yet no library of this machine
+        other = b"not a library"
+        entry.write_bytes(other + build.hashlib.sha256(other).digest())
+    assert "compiled now" in load_again(monkeypatch)[1]
+    assert len(compiler_calls) == 2 and build._intact(entry)
+
+
+@needs_compiler
+def test_a_failed_build_is_remembered_until_the_source_changes(
+    sources, said, compiler_calls, tmp_path, monkeypatch
+):
+    (sources / "one.cpp").write_text("int broken(\n")
+    path, reason = build.load()
+    assert path == "reference" and "error:" in reason and "\n" not in reason
+    path, again = load_again(monkeypatch)
+    assert path == "reference" and reason in again and len(compiler_calls) == 1
+    assert cached(tmp_path) == [".failed"]
+    (sources / "one.cpp").write_text('extern "C" int cxrgan_one() { return 3; }\n')
+    assert load_again(monkeypatch)[0] == "native"
+
+
+@needs_compiler
+def test_without_ninja_the_reason_says_so(sources, said, tmp_path, monkeypatch):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("c++", "as", "ld"):
+        (programs / name).symlink_to(shutil.which(name))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(programs))
+    path, reason = build.load()
+    assert path == "reference" and "ninja" in reason.lower()
+
+
+@needs_compiler
+def test_an_unwritable_cache_costs_a_compile_per_run(sources, said, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CXRGAN_CACHE", str(tmp_path / "file" / "cache"))
+    path, reason = build.load()
+    assert path == "native" and "this run only" in reason
+
+
+@needs_compiler
+def test_a_library_built_ahead_of_time_comes_first(sources, said, compiler_calls, tmp_path):
+    built = tmp_path / "built.so"
+    subprocess.run(["c++", "-shared", "-fPIC", sources / "one.cpp", "-o", built], check=True)
+    shutil.copy(built, build.ahead_of_time(build._sources()))
+    assert build.load()[0] == "native" and "ahead of time" in build.status()[1]
+    assert not compiler_calls
+
+
+@needs_compiler
+def test_two_processes_at_once_both_get_their_kernels(sources, tmp_path):
+    killed = tmp_path / "cache" / "build-killed"
+    killed.mkdir(parents=True)
+    (killed / "lock").touch()
+    code = (
+        "import pathlib; from cxr import build;"
+        f"build.PACKAGE = pathlib.Path({str(sources.parent)!r}); print(build.load())"
+    )
+    command = [sys.executable, "-c", code]
+    pair = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "12"]
+    answers = [process.communicate()[0] for process in pair]
+    assert all("'native'" in answer for answer in answers)
+    assert cached(tmp_path) == ["", ".so"]
