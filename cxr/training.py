@@ -86,6 +86,7 @@ def find_device(name: str = "auto") -> torch.device:
         torch.cuda.set_device(device)
     else:
         _keep_freed_memory()
+    torch.set_flush_denormal(True)  # Adam's moments of idle weights decay to them: 2x slower steps
     build.load()
     return device
 
