@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from itertools import chain, count
 from pathlib import Path
 
 import click
@@ -240,12 +239,13 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
     """
     from cxr import console
     from cxr import explain as explainer
+    from cxr import images as pictures
 
     loaded = explainer.load_explainer(model, classifier, device)
     paths, status = gather(images or [explainer.sample_image()])
     done = []
     with console.progress("explain", len(paths), quiet=len(paths) < 2) as bar:
-        for path, name in zip(paths, names_apart(paths)):
+        for path, name in zip(paths, pictures.names_apart(paths)):
             try:
                 found = explainer.explain(path, loaded, **options)
                 found.write(Path(out) / name)
@@ -428,18 +428,6 @@ def gather(arguments: Sequence[str | Path]) -> tuple[list[Path], int]:
         except CxrError as error:
             status = complain(error)
     return list(dict.fromkeys(paths)), status
-
-
-def names_apart(paths: Sequence[Path]) -> list[str]:
-    """A folder's name for each image: its stem, with its own folder's name or a number where
-    another image has that name already."""
-    names: dict[str, str] = {}  # the keys as a file system that ignores case sees them
-    for path in paths:
-        stem, parent = path.stem, path.absolute().parent.name
-        tries = chain((stem, f"{parent}_{stem}"), (f"{stem}_{n}" for n in count(2)))
-        name = next(name for name in tries if name.casefold() not in names)
-        names[name.casefold()] = name
-    return list(names.values())
 
 
 def main() -> None:

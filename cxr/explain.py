@@ -12,31 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cxr import CxrError, UsageError, __version__, attribution, figures, images, measures
 from cxr.checkpoints import Model, load_classifier, load_model, save, shipped, weights_folder
+from cxr.inversion import Codes, disease_directions, invert
 from cxr.monitor import to_uint8, walk
 from cxr.train_cnn import likeness, to_tensor
-from cxr.train_gan import image_loss
-from cxr.training import find_device, rng
+from cxr.training import find_device
 
-RATE = 0.03  # of the refinement
-DIRECTIONS = 8  # of disease, tried on a healthy image
 CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
-
-
-@dataclass
-class Codes:
-    """An inversion: latents of K restarts, best first, under one noise."""
-
-    w1: Tensor  # [K, layers, w]
-    z2: Tensor  # [K, z2]
-    noise: list[Tensor]  # [1, 1, H, W] for each layer
-
-    def noises(self, n: int) -> list[Tensor]:
-        return [eps.expand(n, -1, -1, -1) for eps in self.noise]
 
 
 @dataclass
@@ -214,81 +199,6 @@ def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
             raise UsageError(f"an array must be uint8 [H, W], not {image.dtype} {image.shape}")
         return to_tensor(images.square(image / np.float32(255), size, fit)[None], device)
     return to_tensor(images.load(image, size, fit)[None], device)
-
-
-def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Codes:
-    """Find `w1` and `z2` of an image: the encoder, then gradient descent from several beginnings.
-
-    The loss asks for the image, for the classifier's response to it, and for a healthy response
-    once `z2` is zero, so that `w1` hides no disease; and `w1` stays near where it began.
-    """
-    G, random = model.generator, rng(seed, 2)
-    noise = G.noise(1, random)
-    with torch.no_grad():
-        w1, z2 = model.encoder(x)
-        target = model.classifier(x).clamp(*model.info["logits"]).expand(restarts)
-    near, healthy = torch.randn(restarts, *w1.shape[1:], generator=random), model.info["logits"][0]
-    near[0] = 0
-    start = w1 + 0.3 * w1.std() * near.to(x.device)
-    turn = (
-        0.3 * torch.randn(restarts, z2.shape[1], generator=random).to(x.device) * (z2.norm() + 0.1)
-    )
-    turn[0] = 0
-    w1, z2 = start.clone().requires_grad_(), (z2 + turn).clone().requires_grad_()
-    codes = Codes(w1, z2, noise)
-    optimiser = torch.optim.Adam([{"params": [w1]}, {"params": [z2], "lr": RATE / 3}], RATE)
-    loss = torch.zeros(restarts)
-    for step in range(refine + 1):
-        copies, cleared = G(
-            w1.repeat(2, 1, 1), torch.cat([z2, torch.zeros_like(z2)]), codes.noises(2 * restarts)
-        ).chunk(2)
-        logits, cleared = model.classifier(torch.cat([copies, cleared])).chunk(2)
-        loss = torch.stack([image_loss(c[None], x) for c in copies]) * 4
-        loss = loss + 0.3 * F.smooth_l1_loss(logits, target, reduction="none")
-        loss = loss + 0.1 * F.smooth_l1_loss(
-            cleared, torch.full_like(cleared, healthy), reduction="none"
-        )
-        loss = loss + 0.1 * (w1 - start).square().mean((1, 2))
-        if step == refine:
-            break
-        optimiser.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - step / refine))
-        w1.grad, z2.grad = torch.autograd.grad(loss.sum(), [w1, z2])
-        optimiser.step()
-        with torch.no_grad():
-            z2.mul_(1 / z2.norm(dim=1, keepdim=True).clamp_min(1.0))  # a dose of 1 at most
-    order = loss.detach().argsort()
-    return Codes(w1.detach()[order], z2.detach()[order], noise)
-
-
-def disease_directions(original: Tensor, codes: Codes, model: Model, seed: int) -> Tensor:
-    """Unit directions [K, z2] in which disease may come, the one to be shown first.
-
-    A diseased image has its own. A healthy one has none: several are sampled, and from the one
-    that needs the least change gradient descent finds the nearest that the classifier accepts.
-    """
-    found = F.normalize(codes.z2)
-    if original.item() > 0:
-        return found
-    sampled = torch.randn(DIRECTIONS, found.shape[1], generator=rng(seed, 3)).to(found.device)
-    u = torch.cat([found[:1], F.normalize(sampled)]).detach()
-    with torch.enable_grad():
-        best = u[_direction_loss(u, codes, model).argmin()][None].clone().requires_grad_()
-        optimiser = torch.optim.Adam([best], 0.05)
-        for _ in range(20):
-            (best.grad,) = torch.autograd.grad(
-                _direction_loss(F.normalize(best), codes, model), best
-            )
-            optimiser.step()
-    return torch.cat([F.normalize(best.detach()), u[1:]])
-
-
-def _direction_loss(u: Tensor, codes: Codes, model: Model, dose: float = 0.7) -> Tensor:
-    """The classifier's distance from what the dose names, and the change it costs: [K]."""
-    ends = torch.cat([torch.zeros_like(u[:1]), u * dose])
-    x = model.generator(codes.w1[:1].expand(len(ends), -1, -1), ends, codes.noises(len(ends)))
-    named = model.logit(torch.tensor(dose, device=u.device)).expand(len(u))
-    response = F.smooth_l1_loss(model.classifier(x[1:]), named, reduction="none")
-    return response + 10 * (x[1:] - x[:1]).abs().mean((1, 2, 3))
 
 
 def heat_maps(

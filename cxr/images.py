@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,18 @@ def find_images(path: str | Path) -> list[Path]:
     if not found:
         raise CxrError(f"{path}: holds no image (looked for {' '.join(SUFFIXES)})")
     return found
+
+
+def names_apart(paths: Sequence[Path]) -> list[str]:
+    """A folder's name for each image: its stem, with its own folder's name or a number where
+    another image has that name already."""
+    names: dict[str, str] = {}  # the keys as a file system that ignores case sees them
+    for path in paths:
+        stem, parent = path.stem, path.absolute().parent.name
+        tries = chain((stem, f"{parent}_{stem}"), (f"{stem}_{n}" for n in count(2)))
+        name = next(name for name in tries if name.casefold() not in names)
+        names[name.casefold()] = name
+    return list(names.values())
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cxr import CxrError, UsageError, checkpoints, explain, images
+from cxr import CxrError, UsageError, checkpoints, explain, images, inversion
 
 QUICK = {"frames": 5, "restarts": 2, "refine": 3, "device": "cpu"}
 
@@ -92,7 +92,7 @@ def test_latent_integrated_gradient_sums_to_the_change_of_the_logit(bright, imag
 def test_a_healthy_image_gets_several_directions_and_a_diseased_one_its_own(bright, image):
     e = explain.explain(image, bright, **QUICK)
     diseased = e.numbers["original"]["logit"] > 0
-    assert len(e.numbers["directions"]) == (0 if diseased else explain.DIRECTIONS + 1)
+    assert len(e.numbers["directions"]) == (0 if diseased else inversion.DIRECTIONS + 1)
     assert e.numbers["counterfactual"]["frame"] == (0 if diseased else 4)
 
 
@@ -102,7 +102,7 @@ def test_refinement_brings_the_reconstruction_nearer(bright, image):
     after = explain.explain(image, bright, **{**quick, "refine": 40})
 
     def loss(e):
-        return explain.image_loss(e.reconstruction, e.image).item()
+        return inversion.image_loss(e.reconstruction, e.image).item()
 
     assert loss(after) < 0.9 * loss(before)
 
