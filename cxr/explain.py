@@ -130,8 +130,7 @@ def explain(
     """
     if frames < 2 or restarts < 1 or refine < 0:
         raise UsageError("at least 2 frames, 1 restart and 0 steps of refinement are needed")
-    if not isinstance(model, Model):
-        model = load_explainer(model, classifier, device)
+    model = load_explainer(model, classifier, device)
     x = prepare(image, model)
     codes = invert(x, model, restarts, refine, seed)
     doses = torch.linspace(0, 1, frames, device=x.device)
@@ -142,7 +141,8 @@ def explain(
         path = walk(model.generator, codes.w1[:1], directions[:1], codes.noises(1), doses)[0]
         overlaid = (x + path - copies[:1]).clamp(-1, 1)
         logits = model.classifier(path)
-    maps, error = heat_maps(x, path, copies[:1], codes, directions[:1], model)
+    with torch.backends.cudnn.flags(allow_tf32=False):  # whose rounding no finer grid mends
+        maps, error = heat_maps(x, codes, directions[:1], model)
     numbers = measure(x, copies, path, overlaid, doses, logits, codes, directions, model)
     numbers["completeness_error"] = error
     notes = doubts(x, numbers, model)
@@ -152,19 +152,20 @@ def explain(
     )  # fmt: skip
 
 
-def load_explainer(model: str | Path | None, classifier: str | None, device: str) -> Model:
+def load_explainer(model: str | Path | Model | None, classifier: str | None, device: str) -> Model:
     """A model with all networks that an explanation needs, and the classifier to be explained."""
     where = find_device(device)
-    loaded = load_model(model or default_model(), where)
+    loaded = model if isinstance(model, Model) else load_model(model or default_model(), where)
     if classifier:
-        other = load_classifier(classifier, loaded.info["size"], where)
-        if other.info.get("size", loaded.info["size"]) != loaded.info["size"]:
+        size = loaded.info["size"]
+        other = load_classifier(classifier, size, loaded.generator.const.device)
+        if other.info.get("size", size) != size:
             raise CxrError(
-                f"--classifier sees {other.info['size']} pixels, the model {loaded.info['size']}: "
+                f"--classifier sees {other.info['size']} pixels, the model {size}: "
                 "train one at the model's size"
             )
-        loaded.networks["classifier"] = other.classifier
-        loaded.info["foreign"] = classifier
+        networks = loaded.networks | {"classifier": other.classifier}
+        loaded = Model(networks, loaded.info | {"foreign": classifier}, loaded.buffers, loaded.path)
     for name in ("classifier", "encoder", "generator"):
         getattr(loaded, name)  # each says itself what to do where it is missing
     return loaded
@@ -201,9 +202,7 @@ def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
     return to_tensor(images.load(image, size, fit)[None], device)
 
 
-def heat_maps(
-    x: Tensor, path: Tensor, copy: Tensor, codes: Codes, u: Tensor, model: Model
-) -> tuple[dict[str, Tensor], float]:
+def heat_maps(x: Tensor, codes: Codes, u: Tensor, model: Model) -> tuple[dict[str, Tensor], float]:
     """Maps [R, R] by name, and the completeness error of the latent integrated gradient.
 
     The latent path runs from dose 0 to the dose found, or to 1 where the image is healthy.

@@ -306,7 +306,7 @@ class Trainer:
             self.model.info["provenance"]["gan"] = {
                 **dataclasses.asdict(self.config),
                 "data": self.data.name,
-                "classifier": str(self.model.path),
+                "classifier": self.model.path.name,
                 "seen": seen,
             }
             self.model.info["metrics"]["gan"] = row
