@@ -93,7 +93,7 @@ class Batch:
     """One process's share of a step's draws; n is its batch, a multiple of 16.
 
     The reals are `n/2` healthy then `n/2` diseased. The fakes come in pairs of one structure:
-    `n/2` of dose 0, then the same lungs and noise at `doses`; half of the structures are drawn,
+    `n/2` of dose 0, then the same lungs and noise at a dose; half of the structures are drawn,
     half are those the encoder finds in real images.
     """
 
@@ -119,7 +119,7 @@ class Fakes:
     doses: Tensor = field(init=False)  # [n]
 
     def __post_init__(self) -> None:
-        self.doses = self.z2.norm(dim=1)
+        self.doses = self.z2.detach().norm(dim=1)
 
 
 class Trainer:
@@ -221,12 +221,20 @@ class Trainer:
         )
 
     def generate(self, batch: Batch) -> Fakes:
-        """Pairs of fakes, and reconstructions of half of the reals, in one pass."""
+        """Pairs of fakes, and reconstructions of half of the reals, in one pass.
+
+        Lungs found in a diseased image get the disease found there, so that reconstructions, too,
+        have to look real; a pixel loss alone would have them blurred.
+        """
         originals = interleave(*(half[::2] for half in batch.reals.chunk(2)))
         w1_found, z2_found = self.E(originals)
-        drawn = self.G.M1(batch.z1)[:, None].expand(-1, *w1_found.shape[1:])
-        w1 = torch.cat([drawn, w1_found.unflatten(0, (-1, 2))[::2].flatten(0, 1)])
-        z2 = torch.cat([torch.zeros_like(batch.z2), batch.z2])
+        w1_kept, z2_kept = (
+            t.unflatten(0, (-1, 2))[::2].flatten(0, 1) for t in (w1_found, z2_found)
+        )  # [n/4], healthy and diseased in turn
+        drawn = self.G.M1(batch.z1)[:, None].expand_as(w1_kept)
+        w1, (z2_drawn, z2_other) = torch.cat([drawn, w1_kept]), batch.z2.chunk(2)
+        z2_other = interleave(z2_other[::2], z2_kept[1::2])
+        z2 = torch.cat([torch.zeros_like(batch.z2), z2_drawn, z2_other])
         noise = [torch.cat([a, a, b]) for a, b in zip(batch.noise, batch.noise_real)]
         x = self.G(torch.cat([w1, w1, w1_found]), torch.cat([z2, z2_found]), noise)
         n = len(z2)
@@ -339,7 +347,7 @@ def latent_loss(w1_read: Tensor, z2_read: Tensor, fakes: Fakes) -> Tensor:
     """The encoder finds the codes in the fakes, and one `w1` whatever the dose."""
     healthy, diseased = w1_read.chunk(2)
     structure = F.mse_loss(w1_read, torch.cat([fakes.w1, fakes.w1]).detach().float())
-    disease = (z2_read - fakes.z2).square().sum(1).mean()
+    disease = (z2_read - fakes.z2.detach()).square().sum(1).mean()
     return structure + disease + (healthy - diseased).square().mean()
 
 

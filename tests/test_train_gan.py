@@ -55,6 +55,12 @@ def test_half_of_the_structures_are_those_found_in_real_images(gan):
     torch.testing.assert_close(fakes.w1[4:].float(), found.float(), atol=0.02, rtol=0.02)
 
 
+def test_lungs_of_a_diseased_image_get_the_disease_found_there(gan):
+    fakes = gan.generate(gan.draw(0))
+    _, found = gan.E(fakes.originals[1::4])  # every second pair is kept; the second is diseased
+    torch.testing.assert_close(fakes.z2[13::2].float(), found.float(), atol=0.02, rtol=0.02)
+
+
 def test_r1_is_the_squared_gradient(gan):
     class Quadratic(torch.nn.Module):
         def forward(self, x, doses):
