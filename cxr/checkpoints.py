@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,16 +139,20 @@ def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") ->
     if not Path(file).is_file():
         raise UsageError(f"--classifier {spec}: there is no file {file}")
     module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("own", file))
+    sys.modules["own"] = module  # dataclasses look their module up
+    sys.path.insert(0, str(Path(file).resolve().parent))  # its neighbours
     try:
         module.__spec__.loader.exec_module(module)
         network = getattr(module, function)().to(device).eval().requires_grad_(False)
-        with torch.no_grad():
-            shape = tuple(network(torch.zeros(2, 1, size, size, device=device)).shape)
+        logit = network(torch.rand(2, 1, size, size, device=device).requires_grad_())
+        shape = tuple(logit.shape)
     except Exception as error:  # whatever the user's code raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CxrError(f"--classifier {spec} failed: {reason}") from error
     if shape != (2,):
         raise CxrError(f"--classifier {spec} returns {list(shape)} for 2 images, not a logit [2]")
+    if not logit.requires_grad:
+        raise CxrError(f"--classifier {spec}: its logit has no gradient; take no_grad() out")
     info = {"provenance": {"classifier": spec}, "metrics": {}, "thresholds": {}}
     return Model({"classifier": network}, info, path=Path(spec))
 

@@ -37,7 +37,7 @@ def evaluate(
     negative: the healthy class of DATA, if its classes are not called what the model's are.
 
     Returns {"classifier": {name: {value, low, high, n}}, "about": {...}}, fit for JSON: what is
-    not a number is None. The intervals are 95% bootstraps over n patients. Raises UsageError if
+    not a number is None. The intervals are 95% bootstraps over patients, n counts images. Raises UsageError if
     the data hold other classes than the model tells apart, CxrError for a bad model or data set.
     """
     device = find_device(device)

@@ -38,7 +38,7 @@ def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Co
     turn = 0.3 * torch.randn(restarts, z2.shape[1], generator=random).to(x.device)
     aside[0], turn[0] = 0, 0
     start = w1 + aside * w1.std()
-    w1, z2 = start.clone().requires_grad_(), (z2 + turn * (z2.norm() + 0.1)).requires_grad_()
+    w1, z2 = start.clone().requires_grad_(), within(z2 + turn * (z2.norm() + 0.1)).requires_grad_()
     codes = Codes(w1, z2, noise)
     optimiser = torch.optim.Adam([{"params": [w1]}, {"params": [z2], "lr": RATE / 3}], RATE)
     for step in range(refine):
@@ -46,11 +46,15 @@ def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Co
         loss = inversion_loss(x, target, codes, start, model)
         w1.grad, z2.grad = torch.autograd.grad(loss.sum(), [w1, z2])
         optimiser.step()
-        with torch.no_grad():
-            z2 /= z2.norm(dim=1, keepdim=True).clamp_min(1.0)  # a dose of 1 at most
+        z2.data = within(z2.data)
     with torch.no_grad():
         order = inversion_loss(x, target, codes, start, model).argsort()
         return Codes(w1[order], z2[order], noise)
+
+
+def within(z2: Tensor) -> Tensor:
+    """`z2` [K, z2], shortened where its dose exceeds 1."""
+    return z2 / z2.norm(dim=1, keepdim=True).clamp_min(1.0)
 
 
 def inversion_loss(x: Tensor, target: Tensor, codes: Codes, start: Tensor, model: Model) -> Tensor:

@@ -66,10 +66,10 @@ def measure_inversions(model: Model, x: Tensor, labels: Tensor) -> dict[str, flo
 
 
 @torch.no_grad()
-def sheet(model: Model, originals: Tensor, n: int = 8, seed: int = 0) -> np.ndarray:
-    """A uint8 sheet: `n` random structures from dose 0 to 1 at the left; at the right as many
-    real images, each beside its reconstruction and the same set to healthy."""
-    drawn = walk(model.generator, *draw_codes(model.generator, n, seed))
+def sheet(model: Model, originals: Tensor, seed: int = 0) -> np.ndarray:
+    """A uint8 sheet with a row for each of `originals` [n, 1, R, R]: a random structure from dose
+    0 to 1; then the original, its reconstruction and the same set to healthy."""
+    drawn = walk(model.generator, *draw_codes(model.generator, len(originals), seed))
     w1, z2 = model.encoder(originals)
     noise = model.generator.noise(len(originals), rng(1))
     parts = [originals] + [model.generator(w1, z, noise) for z in (z2, torch.zeros_like(z2))]

@@ -28,7 +28,6 @@ class EncoderConfig:
     layers: int  # of the generator: each gets its own `w1`
     w: int = 128
     z2: int = 16
-    blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,14 @@ PRESETS = {
         (256, 256, 192, 128, 96, 48),
         ClassifierConfig((48, 96, 128, 192)),
         (48, 64, 96, 128, 192),
+        convs=2,
     ),
     "cxr256": _preset(
         (384, 384, 256, 192, 128, 64, 32),
         ClassifierConfig((48, 96, 128, 192, 256)),
         (32, 64, 96, 128, 192, 256),
         w=256,
+        convs=2,
     ),
 }
 
@@ -355,7 +356,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config.channels, config.blocks)
+        self.trunk = Trunk(config.channels, blocks=1)
         features = config.channels[-1] * 16
         self.squeeze = nn.Conv2d(config.channels[-1], config.channels[-1] // 2, 1)
         self.structure = nn.Linear(features // 2, config.layers * config.w)

@@ -58,12 +58,15 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     Returns the model, its metrics on the test split in `info["metrics"]`. Raises CxrError where
     a class is missing from a split, `Interrupted` after Ctrl-C.
     """
-    world, device = World(), find_device(config.device)
+    device = find_device(config.device)
+    world = World(device)
+    if config.batch % world.size:
+        raise UsageError(f"--batch {config.batch} cannot be shared by {world.size} processes")
     data = datasets.open_dataset(
         config.data, config.pixels, config.fit, config.negative, config.patient_pattern
     )
-    if config.batch % world.size:
-        raise UsageError(f"--batch {config.batch} cannot be shared by {world.size} processes")
+    for split in datasets.SPLITS:  # a class that is missing is told before hours of training
+        data.by_class(split)
     run = Run(out, config, resume, world)
     trainer = Trainer(config, data, device, world)
     if resume:

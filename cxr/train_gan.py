@@ -58,15 +58,16 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     Raises CxrError where the classifier does not fit the data, where training diverges or
     collapses; `Interrupted` after Ctrl-C.
     """
-    world, device = World(), find_device(config.device)
-    model = load_classifier(config.classifier, PRESETS[config.preset].size, device)
-    data = open_data(config, model)
+    device = find_device(config.device)
+    world = World(device)
     if config.batch % (16 * world.size):
         raise UsageError(f"--batch {config.batch}: a multiple of 16 for each process is needed")
+    model = load_classifier(config.classifier, PRESETS[config.preset].size, device)
+    data = open_data(config, model)
     run = Run(out, config, resume, world)
     trainer = Trainer(config, data, model, device, world, run)
     if resume:
-        trainer.progress = run.restore(trainer.parts())
+        trainer.restore()
     loop(trainer, run, "train-gan")
     world.close()
     return trainer.model
@@ -140,15 +141,13 @@ class Trainer:
             copy.deepcopy(n).eval().requires_grad_(False) for n in (self.G, self.E)
         )
         self.both = [*self.G.parameters(), *self.E.parameters()]
-        lazy = config.r1_every / (config.r1_every + 1)  # Karras et al. 2020, appendix B
         self.opt_G = torch.optim.Adam(self.G.parameters(), config.rate, betas=(0.0, 0.99))
         self.opt_E = torch.optim.AdamW(self.E.parameters(), config.rate / 4, betas=(0.9, 0.99))
-        self.opt_D = torch.optim.Adam(
-            self.D.parameters(), config.rate * lazy, betas=(0.0, 0.99**lazy)
-        )
+        self.opt_D = torch.optim.Adam(self.D.parameters(), config.rate, betas=(0.0, 0.99))
         self.precision = half_precision(device)
         self.classes = data.by_class("train")
-        self.progress = {"images": 0, "p": 0.0, "sign": 0.0}
+        logits = model.info["logits"]
+        self.progress = {"images": 0, "p": 0.0, "sign": 0.0, "logits": logits}
 
         model.networks |= {"generator": self.G_ema, "encoder": self.E_ema, "discriminator": self.D}
         validation = [rows[:64] for rows in data.by_class("val")]
@@ -159,6 +158,12 @@ class Trainer:
             "G": self.G, "E": self.E, "D": self.D, "G_ema": self.G_ema, "E_ema": self.E_ema,
             "opt_G": self.opt_G, "opt_E": self.opt_E, "opt_D": self.opt_D,
         }  # fmt: skip
+
+    def restore(self) -> None:
+        """Go on from the saved state, if classifier and data are still the same."""
+        logits, self.progress = self.progress["logits"], self.run.restore(self.parts())
+        if not np.allclose(logits, self.progress.setdefault("logits", logits), atol=0.01):
+            raise UsageError("this run was begun with another classifier or other data")
 
     @property
     def step_number(self) -> int:
@@ -204,7 +209,7 @@ class Trainer:
         u = F.normalize(torch.randn(n // 2, self.G.config.z2, generator=random))
         dose = torch.rand(n // 2, generator=random)
         seen = torch.randint(len(self.classes[1]), (n // 4,), generator=random)
-        dose[::2] = torch.from_numpy(self.doses[self.classes[1]])[seen]
+        dose.view(-1, 4)[:, :2] = torch.from_numpy(self.doses[self.classes[1]])[seen].view(-1, 2)
         changes = [
             (augment.draw(n, p, random, augment.DISCRIMINATOR), 2),
             (augment.draw(n, p, random, augment.DISCRIMINATOR), 4),
@@ -263,7 +268,7 @@ class Trainer:
 
     def adapt(self, sign: Tensor) -> None:
         """Adaptive augmentation: more of it while the discriminator is too sure of the reals
-        (Karras et al. 2020, ADA, section 3); from none to full in 200,000 images."""
+        (Karras et al. 2020, ADA, section 3); by 1 in 200,000 images, to 0.8 at most."""
         sign = float(self.world.mean(sign.clone()))
         self.progress["sign"] += 0.05 * (sign - self.progress["sign"])
         move = self.config.batch / 200_000 * np.sign(self.progress["sign"] - self.config.target)
@@ -272,11 +277,12 @@ class Trainer:
     def update_generator(self, batch: Batch, fakes: Fakes) -> dict[str, Tensor]:
         """Fool the discriminator, answer to the classifier, be read by the encoder."""
         self.D.requires_grad_(False)
+        shown = augment.apply(fakes.images, batch.augment_fakes)
+        nudged = augment.apply(fakes.images, batch.augment_response)
         with self.precision:
-            score = self.D(augment.apply(fakes.images, batch.augment_fakes), fakes.doses)
+            score = self.D(shown, fakes.doses)
             w1_read, z2_read = self.E(fakes.images)
-            seen = torch.cat([augment.apply(fakes.images, batch.augment_response), fakes.copies])
-            logits = self.classifier(seen)
+            logits = self.classifier(torch.cat([nudged, fakes.copies]))
         target = self.model.logit(fakes.doses), self.classifier_target(fakes.originals)
         terms = {
             "G": F.softplus(-score).mean(),
@@ -302,10 +308,10 @@ class Trainer:
         labels = torch.from_numpy(self.data.labels[self.validation]).to(self.device)
         row = monitor.measure_fakes(self.model) | monitor.measure_inversions(self.model, x, labels)
         seen = self.progress["images"]
-        if row["spread"] < 0.1 * x.std(0).mean().item():
+        if not row["spread"] >= 0.1 * x.std(0).mean().item():  # nor is it if it is no number
             raise CxrError(
                 f"the generator collapsed before {seen} images: its fakes are all alike; the last "
-                f"good state is kept in {self.run.folder}; train with another --seed"
+                f"good state is kept in {self.run.folder}; begin again with another --seed and --out"
             )
         if self.world.first:
             sheet = monitor.sheet(self.model, x[:8])

@@ -26,13 +26,13 @@ from cxr import CxrError, UsageError, build, checkpoints, console
 class World:
     """The processes that `torchrun` started, or the only one."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.size, self.rank = (
             int(os.environ.get("WORLD_SIZE", "1")),
             int(os.environ.get("RANK", "0")),
         )
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.first = self.rank == 0
 
     def share(self, drawn: Tensor, blocks: int = 1) -> Tensor:
@@ -73,7 +73,7 @@ def find_device(name: str = "auto") -> torch.device:
     """`auto`, `cpu` or `cuda[:N]` as a device that is there, with the native kernels loaded and
     the allocator set up for it."""
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -81,7 +81,9 @@ def find_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name}: say auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
-        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
             raise UsageError(f"--device {name}: torch sees no such GPU here; say --device cpu")
         torch.cuda.set_device(device)
     else:
@@ -134,11 +136,13 @@ class Run:
         self.model = self.folder / "model.safetensors"
         if resume:
             self._compare(asdict(config))
-        elif self.state.exists():
+        elif self.state.exists() or self.model.exists():
             raise UsageError(f"{folder} holds a run: go on with --resume, or choose another --out")
         if world.first:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_text("config.json", json.dumps(asdict(config), indent=1, default=str))
+            if not resume:
+                self._write_text("log.jsonl", "")
 
     def _compare(self, now: dict) -> None:
         """A run goes on as it began; only its length may change."""
@@ -150,7 +154,7 @@ class Run:
             raise CxrError(f"{self.folder}/config.json is damaged: begin a new run") from None
         now = json.loads(json.dumps(now, default=str))
         for name in now:
-            if name not in ("images", "device", "workers") and now[name] != before.get(name):
+            if name not in ("images", "device") and now[name] != before.get(name):
                 raise UsageError(
                     f"{self.folder} was begun with {name} = {before.get(name)}, not {now[name]}: "
                     "resume with the same options"
@@ -203,26 +207,25 @@ def loop(trainer, run: Run, title: str) -> None:
     """
     config, progress, world = trainer.config, trainer.progress, trainer.world
     bars = console.progress(title, config.images, progress["images"], quiet=not world.first)
+    if not progress["images"]:
+        run.save(trainer.parts(), progress)
     with interruptible() as caught, bars as bar:
         terms, began, start = [], time.perf_counter(), progress["images"]
         while progress["images"] < config.images and not trainer.done():
             before = progress["images"]
             terms.append(trainer.step())
             bar.advance(config.batch)
-            stop = world.any(bool(caught))
+            finished = progress["images"] >= config.images
+            stop = world.any(bool(caught)) and not finished
             ticked = progress["images"] // config.tick > before // config.tick
-            if not (ticked or stop or progress["images"] >= config.images):
+            if not (ticked or stop or finished):
                 continue
             row = {"images": progress["images"], **_means(terms, world)}
-            if not all(math.isfinite(value) for value in row.values()):
-                raise CxrError(
-                    f"training diverged before {progress['images']} images: the last good state, "
-                    f"of {start} images, is kept in {run.folder}; resume, or train with another "
-                    "--seed"
-                )
-            if ticked or not stop:
+            _refuse_divergence(row, run, start)
+            if ticked or finished:
                 speed = (progress["images"] - start) / (time.perf_counter() - began)
                 row |= {"images_per_second": speed, **trainer.report()}
+                _refuse_divergence(row, run, start)
                 run.log(row)
                 bar.note(trainer.summary(row))
                 terms, began, start = [], time.perf_counter(), progress["images"]
@@ -232,6 +235,14 @@ def loop(trainer, run: Run, title: str) -> None:
                     f"stopped after {progress['images']} images, saved in {run.folder}: "
                     "go on with the same command and --resume"
                 )
+
+
+def _refuse_divergence(row: dict[str, float], run: Run, start: int) -> None:
+    if not all(math.isfinite(value) for value in row.values()):
+        raise CxrError(
+            f"training diverged before {row['images']} images: the last good state, of {start} "
+            f"images, is kept in {run.folder}; begin again with another --seed and --out"
+        )
 
 
 def _means(terms: list[dict[str, Tensor]], world: World) -> dict[str, float]:

@@ -45,7 +45,7 @@ def test_inversions_are_measured_on_diseased_images_set_to_healthy(model):
 
 
 def test_a_sheet_shows_doses_and_inversions_side_by_side(model):
-    sheet = monitor.sheet(model, torch.zeros(4, 1, 32, 32), n=4)
+    sheet = monitor.sheet(model, torch.zeros(4, 1, 32, 32))
     assert sheet.dtype == np.uint8 and sheet.shape == (4 * 34 - 2, 8 * 34 - 2)
 
 

@@ -17,7 +17,7 @@ def trainer(xrays, own_classifier, folder, **options):
     spec = f"{own_classifier}:bright"
     config = Config(data=str(xrays), classifier=spec, preset="tiny", device="cpu", **options)
     model = checkpoints.load_classifier(spec, 32)
-    world = training.World()
+    world = training.World(torch.device("cpu"))
     data = train_gan.open_data(config, model)
     run = training.Run(folder, config, False, world)
     return Trainer(config, data, model, torch.device("cpu"), world, run)
@@ -28,7 +28,7 @@ def gan(xrays, own_classifier, tmp_path):
     return trainer(xrays, own_classifier, tmp_path / "run", batch=16)
 
 
-def test_doses_are_the_classifiers_response_between_the_two_medians(gan):
+def test_doses_are_the_classifiers_response_between_two_quantiles(gan):
     low, high = gan.model.info["logits"]
     healthy = gan.doses[gan.data.labels == 0]
     diseased = gan.doses[gan.data.labels == 1]
@@ -129,6 +129,7 @@ from test_train_gan import trainer
 train_gan.half_precision = lambda device: torch.autocast("cpu", enabled=False)
 torch.set_num_threads(1)
 gan = trainer(Path({str(xrays)!r}), Path({str(own_classifier)!r}), Path(sys.argv[1]), batch=32, rate=0.0)
+gan.progress["p"] = 0.6
 gan.step()
 gradients = {{f"{{n}}.{{k}}": p.grad for n in "GED" for k, p in getattr(gan, n).named_parameters()}}
 if gan.world.first:
