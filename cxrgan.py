@@ -125,7 +125,12 @@ def training_options(out: str, batch: int, images: int) -> Callable:
         out_option(out, "The run folder: model, state, log."),
         click.option("--preset", type=click.Choice(PRESETS), default="cxr64", help="Of networks."),
         data_options,
-        click.option("--batch", type=click.IntRange(2), default=batch, help="Over all processes."),
+        click.option(
+            "--batch",
+            type=click.IntRange(2),
+            default=batch,
+            help="Over all processes; a multiple of 16 for train-gan.",
+        ),
         images_option(images, 1, "How many images training sees."),
         seed_option,
         device_option,
@@ -209,7 +214,8 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
     rows = [(name, number(value)) for name, value in metrics.items()]
     console.table(f"{data}, validation", ("GAN", "value"), rows)
     console.say(f"model: {path}")
-    follow("explain", "XRAY.png", "--model", str(path))
+    own = options["classifier"] if ".py:" in options["classifier"] else None
+    follow("explain", "XRAY.png", "--model", str(path), classifier=own)
 
 
 @cli.command(
@@ -411,6 +417,7 @@ def show_explanation(path: Path, folder: Path, numbers: dict) -> None:
         ("dose found", number(numbers["found_dose"])),
         ("verdict flipped", "yes" if numbers["counterfactual"]["flipped"] else "no"),
         ("SSIM of the reconstruction", number(numbers["reconstruction"]["ssim"])),
+        ("spread over restarts", number(numbers["restarts"]["spread"])),
         ("completeness error", number(numbers["completeness_error"])),
         ("written to", folder),
     ]

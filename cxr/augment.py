@@ -64,9 +64,7 @@ def apply(x: Tensor, changes: dict[str, Tensor]) -> Tensor:
     x = x + c["blur"][:, None, None, None] * (blurred(x) - x)
     if "erase" in c:
         x = x * (1 - _boxes(c["erase"], x.shape[-1]))
-    rngs = (torch.Generator().manual_seed(int(seed)) for seed in changes["seed"])
-    noise = torch.stack([torch.randn(x.shape[1:], generator=rng) for rng in rngs])
-    return x + noise.to(x.device) * c["noise"][:, None, None, None]
+    return x + _noise(x, changes["noise"], changes["seed"])
 
 
 def move(x: Tensor, rotate: Tensor, scale: Tensor, aspect: Tensor, dx: Tensor, dy: Tensor):
@@ -91,6 +89,15 @@ def blurred(x: Tensor) -> Tensor:
     taps = torch.tensor([1.0, 4, 6, 4, 1], device=x.device) / 16
     x = F.pad(x, (2, 2, 2, 2), mode="reflect")
     return F.conv2d(F.conv2d(x, taps.view(1, 1, 1, 5)), taps.view(1, 1, 5, 1))
+
+
+def _noise(x: Tensor, strength: Tensor, seeds: Tensor) -> Tensor:
+    """Gaussian noise for each image by a seed of its own, drawn on the CPU where there is any."""
+    noise = torch.zeros(x.shape)
+    for row in strength.nonzero()[:, 0].tolist():
+        random = torch.Generator().manual_seed(int(seeds[row]))
+        noise[row] = torch.randn(x.shape[1:], generator=random) * strength[row]
+    return noise.to(x.device)
 
 
 def _boxes(erase: Tensor, size: int) -> Tensor:

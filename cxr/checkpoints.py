@@ -229,6 +229,10 @@ def unpack(tensors: dict[str, Tensor], parts: dict[str, nn.Module | torch.optim.
             index, term = key.split(".")
             state.setdefault(int(index), {})[term] = value
         part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+        for weight, moments in part.state.items():  # in the weight's own memory format again
+            for key, value in moments.items():
+                if value.shape == weight.shape:
+                    moments[key] = torch.empty_like(weight).copy_(value)
 
 
 def _tuple(value):

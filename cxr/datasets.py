@@ -277,8 +277,8 @@ def _patient_by_pattern(path: Path, pattern: str) -> str:
 def _report_bad(items: Sequence[_Item], bad: dict[int, str], classes: Sequence[str]) -> None:
     if not bad:
         return
-    first = ", ".join(items[row].path for row in list(bad)[:3])
-    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    first = ", ".join(items[row].path for row in list(bad)[:10])
+    more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
     console.warn(
         f"{len(bad)} of {len(items)} images cannot be read and are left out: {first}{more} "
         f"(the first: {next(iter(bad.values()))})"

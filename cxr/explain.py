@@ -7,7 +7,7 @@ The image is inverted by the encoder and refined by gradient descent; scaling `z
 import contextlib
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from cxr import CxrError, UsageError, __version__, attribution, figures, images,
 from cxr.checkpoints import Model, load_classifier, load_model, save, shipped, weights_folder
 from cxr.inversion import Codes, disease_directions, invert
 from cxr.monitor import to_uint8, walk
+from cxr.networks import Classifier
 from cxr.train_cnn import likeness, to_tensor
 from cxr.training import find_device
 
@@ -26,19 +27,26 @@ CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
 
 @dataclass
 class Explanation:
-    """What `explain` found; R is the model's size, F the number of frames."""
+    """What `explain` found; R is the model's size, F the number of frames, K of restarts."""
 
-    image: Tensor  # [1, 1, R, R] in [-1, 1]
-    reconstruction: Tensor  # [1, 1, R, R]
-    frames: Tensor  # [F, 1, R, R], along doses
-    overlaid: Tensor  # [F, 1, R, R], the path's difference laid over the image
-    doses: Tensor  # [F], from 0 to 1
-    logits: Tensor  # [F], the classifier's on each frame
-    maps: dict[str, Tensor]  # [R, R] each
-    codes: Codes
     classes: tuple[str, str]
-    numbers: dict  # what goes into explanation.json
-    warnings: list[str]
+    image: Tensor  # [1, 1, R, R] in [-1, 1]
+    original: float  # the classifier's logit on it
+    codes: Codes  # K inversions, best first
+    copies: Tensor  # [K, 1, R, R], their reconstructions
+    directions: Tensor  # [D, z2], unit vectors; the path follows the first
+    doses: Tensor  # [F], from 0 to 1
+    frames: Tensor  # [F, 1, R, R], along the doses
+    overlaid: Tensor  # [F, 1, R, R], the path's difference laid over the image
+    logits: Tensor  # [F], the classifier's on each frame
+    maps: dict[str, Tensor] = field(default_factory=dict)  # [R, R] each
+    numbers: dict = field(default_factory=dict)  # what goes into explanation.json
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def sick(self) -> bool:
+        """Whether the classifier calls the image diseased."""
+        return self.original > 0
 
     def write(self, folder: str | Path) -> None:
         """Write the explanation folder: GIF, panel, CSV, JSON and safetensors."""
@@ -51,8 +59,8 @@ class Explanation:
         write_text(folder / "response.csv", "\n".join(lines) + "\n")
         write_text(folder / "explanation.json", json.dumps(self.numbers, indent=1) + "\n")
         noise = {f"noise.{i}": eps for i, eps in enumerate(self.codes.noise)}
-        tensors = {"w1": self.codes.w1, "z2": self.codes.z2, **noise, "image": self.image}
-        tensors |= {"reconstruction": self.reconstruction, "frames": self.frames}
+        tensors = {"w1": self.codes.w1, "z2": self.codes.z2, "directions": self.directions, **noise}
+        tensors |= {"image": self.image, "reconstructions": self.copies, "frames": self.frames}
         tensors |= {"overlaid": self.overlaid, "doses": self.doses, "logits": self.logits}
         tensors |= {f"maps.{name}": value for name, value in self.maps.items()}
         save(folder / "latents.safetensors", tensors, {"classes": self.classes})
@@ -75,7 +83,7 @@ class Explanation:
             (f"original\nP {n['original']['probability']:.2f}", image),
             (
                 f"reconstruction\nP {n['reconstruction']['probability']:.2f}",
-                self.reconstruction[0, 0],
+                self.copies[0, 0],
             ),
             (f"healthy end\nP {probability[0]:.2f}", self.frames[0, 0]),
             (f"diseased end\nP {probability[-1]:.2f}", self.frames[-1, 0]),
@@ -135,27 +143,29 @@ def explain(
     codes = invert(x, model, restarts, refine, seed)
     doses = torch.linspace(0, 1, frames, device=x.device)
     with torch.no_grad():
-        copies = model.generator(codes.w1, codes.z2, codes.noises(restarts)).clamp(-1, 1)
-        original = model.classifier(x)
+        original = model.classifier(x).item()
         directions = disease_directions(original, codes, model, seed)
+        copies = model.generator(codes.w1, codes.z2, codes.noises(restarts)).clamp(-1, 1)
         path = walk(model.generator, codes.w1[:1], directions[:1], codes.noises(1), doses)[0]
         overlaid = (x + path - copies[:1]).clamp(-1, 1)
         logits = model.classifier(path)
+    classes = tuple(model.info["classes"])
+    found = Explanation(
+        classes, x, original, codes, copies, directions, doses, path, overlaid, logits
+    )
     with torch.backends.cudnn.flags(allow_tf32=False):  # whose rounding no finer grid mends
-        maps, error = heat_maps(x, codes, directions[:1], model)
-    numbers = measure(x, copies, path, overlaid, doses, logits, codes, directions, model)
-    numbers["completeness_error"] = error
-    notes = doubts(x, numbers, model)
-    return Explanation(
-        x, copies[:1], path, overlaid, doses, logits, maps, codes,
-        tuple(model.info["classes"]), numbers, notes,
-    )  # fmt: skip
+        found.maps, error = heat_maps(found, model)
+    found.numbers = measure(found, model) | {"completeness_error": error}
+    found.warnings = doubts(found.numbers, model)
+    return found
 
 
 def load_explainer(model: str | Path | Model | None, classifier: str | None, device: str) -> Model:
     """A model with all networks that an explanation needs, and the classifier to be explained."""
-    where = find_device(device)
-    loaded = model if isinstance(model, Model) else load_model(model or default_model(), where)
+    if isinstance(model, Model):
+        loaded = model
+    else:
+        loaded = load_model(model or default_model(), find_device(device))
     if classifier:
         size = loaded.info["size"]
         other = load_classifier(classifier, size, loaded.generator.const.device)
@@ -202,83 +212,62 @@ def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
     return to_tensor(images.load(image, size, fit)[None], device)
 
 
-def heat_maps(x: Tensor, codes: Codes, u: Tensor, model: Model) -> tuple[dict[str, Tensor], float]:
+def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], float]:
     """Maps [R, R] by name, and the completeness error of the latent integrated gradient.
 
     The latent path runs from dose 0 to the dose found, or to 1 where the image is healthy.
     """
-    sick = model.classifier(x).item() > 0
-    full = codes.z2[:1].norm() if sick else torch.ones((), device=x.device)
+    x, codes = found.image, found.codes
+    end = found.directions[:1] * (codes.z2[:1].norm() if found.sick else 1.0)
 
     def along(t: Tensor) -> Tensor:
         w1 = codes.w1[:1].expand(len(t), -1, -1)
-        return model.generator(w1, t[:, None] * full * u, codes.noises(len(t))).clamp(-1, 1)
+        z2 = t.to(end.device)[:, None] * end
+        return model.generator(w1, z2, codes.noises(len(t))).clamp(-1, 1)
 
     latent, error, _ = attribution.latent_integrated_gradients(model.classifier, along)
     with torch.no_grad():
-        ends = along(torch.tensor([0.0, 1.0], device=x.device))
+        first, last = along(torch.tensor([0.0, 1.0]))
     baseline = model.buffers.get("mean_image", x.mean().expand_as(x))
     ig, _ = attribution.integrated_gradients(
         model.classifier, x, baseline, tolerance=0.05, max_steps=128
     )
     maps = {
-        "difference": (ends[1] - ends[0])[0],
+        "difference": (last - first)[0],
         "latent_ig": latent,
         "gradient": attribution.gradient(model.classifier, x)[0],
         "integrated_gradients": ig[0],
     }
+    ours = isinstance(model.classifier, Classifier)
     with contextlib.suppress(CxrError):  # a classifier of the user's may have no convolution
-        layer = getattr(model.classifier, "trunk", None)  # ours: what is pooled into the logit
+        layer = model.classifier.trunk if ours else None  # ours: what is pooled into the logit
         maps["grad_cam"] = attribution.grad_cam(model.classifier, x, layer)[0]
     return maps, error
 
 
 @torch.no_grad()
-def measure(x, copies, path, overlaid, doses, logits, codes, directions, model) -> dict:
-    """Every number of the explanation, JSON-able; evaluation.json's definitions."""
-    original, copied = model.classifier(x), model.classifier(copies)
-    probability, sick = original.sigmoid().item(), original.item() > 0
-    frame = 0 if sick else len(doses) - 1  # of the counterfactual
-    ends = model.generator(codes.w1, torch.zeros_like(codes.z2), codes.noises(len(copies)))
-    change = logits[-1] - logits[0]
-    laid = model.classifier(overlaid)
+def measure(found: Explanation, model: Model) -> dict:
+    """The numbers of explanation.json but the completeness error."""
+    logits = found.logits
+    change = (logits[-1] - logits[0]).abs().clamp_min(1e-6)
+    mean = model.buffers.get("mean_image")
     return {
         "use": "research only, no diagnosis",
         "model": str(model.path),
         "classifier": model.info.get("foreign", "the model's own"),
-        "classes": model.info["classes"],
-        "original": {"probability": probability, "logit": original.item()},
-        "found_dose": codes.z2[0].norm().item(),
-        "dose": doses.tolist(),
+        "classes": list(found.classes),
+        "original": {"probability": _sigmoid(found.original), "logit": found.original},
+        "found_dose": found.codes.z2[0].norm().item(),
+        "dose": found.doses.tolist(),
         "logit": logits.tolist(),
         "probability": logits.sigmoid().tolist(),
-        "probability_overlaid": laid.sigmoid().tolist(),
-        "logit_gap": (logits - model.logit(doses)).abs().median().item(),
-        "largest_jump": (logits.diff().abs().max() / change.abs().clamp_min(1e-6)).item(),
-        "reconstruction": {
-            "probability": copied[0].sigmoid().item(),
-            "psnr": measures.psnr(x, copies[:1]).item(),
-            "ssim": measures.ssim(x, copies[:1]).item(),
-            "probability_gap": (copied[0].sigmoid() - original[0].sigmoid()).abs().item(),
-        },
-        "counterfactual": {
-            "frame": frame,
-            "probability": logits[frame].sigmoid().item(),
-            "probability_overlaid": laid[frame].sigmoid().item(),
-            "flipped": bool((logits[frame] > 0) != sick),
-            "flipped_overlaid": bool((laid[frame] > 0) != sick),
-            "l1_original": _l1(x, path[frame]),
-            "l1_reconstruction": _l1(copies[0], path[frame]),
-            "changed_pixels": ((copies[0] - path[frame]).abs() > 2 * CHANGED).float().mean().item(),
-        },
-        "restarts": {
-            "count": len(copies),
-            "spread": _spread(copies - ends.clamp(-1, 1)),
-            "dose_spread": codes.z2.norm(dim=1).std(correction=0).item(),
-            "ssim": measures.ssim(x.expand_as(copies), copies).tolist(),
-        },
-        "directions": _directions(directions, codes, model) if not sick else [],
-        "likeness": likeness(x, model.buffers["mean_image"]).item() if model.buffers else None,
+        "logit_gap": (logits - model.logit(found.doses)).abs().median().item(),
+        "largest_jump": (logits.diff().abs().max() / change).item(),
+        "reconstruction": _reconstruction(found, model),
+        "counterfactual": _counterfactual(found, model),
+        "restarts": _restarts(found, model),
+        "directions": [] if found.sick else _directions(found, model),
+        "likeness": None if mean is None else likeness(found.image, mean).item(),
         "versions": {
             "cxrgan": __version__,
             "torch": torch.__version__,
@@ -288,29 +277,77 @@ def measure(x, copies, path, overlaid, doses, logits, codes, directions, model) 
     }
 
 
-def _directions(directions: Tensor, codes: Codes, model: Model) -> list[dict[str, float]]:
+def _reconstruction(found: Explanation, model: Model) -> dict[str, float]:
+    """How well the best inversion stands for the image; `ssim_encoder` is the encoder's alone,
+    which the model file's threshold was set for."""
+    x, copy = found.image, found.copies[:1]
+    probability = model.classifier(copy).sigmoid().item()
+    encoded = model.generator(*model.encoder(x), found.codes.noise).clamp(-1, 1)
+    return {
+        "probability": probability,
+        "probability_gap": abs(probability - _sigmoid(found.original)),
+        "psnr": measures.psnr(x, copy).item(),
+        "ssim": measures.ssim(x, copy).item(),
+        "ssim_encoder": measures.ssim(x, encoded).item(),
+    }
+
+
+def _counterfactual(found: Explanation, model: Model) -> dict:
+    """The path's end that is of the other class, alone and laid over the image."""
+    frame = 0 if found.sick else len(found.doses) - 1
+    end, logit = found.frames[frame], found.logits[frame].item()
+    laid = model.classifier(found.overlaid[frame : frame + 1]).item()
+    changed = (found.copies[0] - end).abs() > 2 * CHANGED
+    return {
+        "frame": frame,
+        "probability": _sigmoid(logit),
+        "probability_overlaid": _sigmoid(laid),
+        "flipped": (logit > 0) != found.sick,
+        "flipped_overlaid": (laid > 0) != found.sick,
+        "l1_original": _l1(found.image - end),
+        "l1_reconstruction": _l1(found.copies[0] - end),
+        "changed_pixels": changed.float().mean().item(),
+    }
+
+
+def _restarts(found: Explanation, model: Model) -> dict:
+    """How far the restarts agree: `spread` is the mean standard deviation of their difference
+    maps over the maps' mean size, None for one alone."""
+    codes, copies = found.codes, found.copies
+    healthy = model.generator(codes.w1, torch.zeros_like(codes.z2), codes.noises(len(copies)))
+    maps = copies - healthy.clamp(-1, 1)
+    spread = maps.std(0, correction=0).mean() / maps.abs().mean().clamp_min(1e-6)
+    return {
+        "count": len(copies),
+        "spread": spread.item() if len(copies) > 1 else None,
+        "doses": codes.z2.norm(dim=1).tolist(),
+        "ssim": measures.ssim(found.image.expand_as(copies), copies).tolist(),
+    }
+
+
+def _directions(found: Explanation, model: Model) -> list[dict]:
     """What each disease direction does to a healthy image at full dose; the first is shown."""
-    w1 = codes.w1[:1].expand(len(directions), -1, -1)
-    noise = codes.noises(len(directions))
-    full = model.generator(w1, directions, noise).clamp(-1, 1)
-    change = full - model.generator(w1, torch.zeros_like(directions), noise).clamp(-1, 1)
-    probabilities = model.classifier(full).sigmoid().tolist()
-    return [{"probability": p, "l1": _l1(c, 0 * c)} for p, c in zip(probabilities, change)]
+    u, codes = found.directions, found.codes
+    z2 = torch.cat([torch.zeros_like(u[:1]), u])
+    x = model.generator(codes.w1[:1].expand(len(z2), -1, -1), z2, codes.noises(len(z2)))
+    x = x.clamp(-1, 1)
+    probabilities = model.classifier(x[1:]).sigmoid().tolist()
+    return [
+        {"probability": p, "accepted": p > 0.5, "l1": _l1(full - x[0])}
+        for p, full in zip(probabilities, x[1:])
+    ]
 
 
-def _l1(a: Tensor, b: Tensor) -> float:
+def _l1(difference: Tensor) -> float:
     """Mean absolute difference, as a share of the grey range."""
-    return (a - b).abs().mean().item() / 2
+    return difference.abs().mean().item() / 2
 
 
-def _spread(differences: Tensor) -> float:
-    """How far the restarts' difference maps [K, 1, R, R] disagree: their mean standard deviation
-    over their mean size."""
-    size = differences.abs().mean().clamp_min(1e-6)
-    return (differences.std(0, correction=0).mean() / size).item()
+def _sigmoid(logit: float) -> float:
+    return torch.tensor(logit).sigmoid().item()
 
 
-def doubts(x: Tensor, numbers: dict, model: Model) -> list[str]:
+def doubts(numbers: dict, model: Model) -> list[str]:
     """Lines that say where the explanation cannot be believed."""
     lines, n, limits = [], numbers["reconstruction"], model.info.get("thresholds", {})
     if numbers["likeness"] is not None and numbers["likeness"] < limits.get("likeness", -1):
@@ -320,10 +357,10 @@ def doubts(x: Tensor, numbers: dict, model: Model) -> list[str]:
             f"the reconstruction does not stand for the image: the classifier gives it "
             f"{n['probability']:.2f}, the image {numbers['original']['probability']:.2f}"
         )
-    if n["ssim"] < limits.get("ssim", 0):
+    if n["ssim_encoder"] < limits.get("ssim", 0):
         lines.append(
-            f"the reconstruction does not stand for the image: SSIM {n['ssim']:.2f}, "
-            f"under {limits['ssim']:.2f}"
+            "the reconstruction does not stand for the image: the encoder's SSIM is "
+            f"{n['ssim_encoder']:.2f}, under validation's {limits['ssim']:.2f}"
         )
     if not numbers["counterfactual"]["flipped"]:
         lines.append("the path does not change the classifier's verdict")

@@ -71,17 +71,17 @@ def inversion_loss(x: Tensor, target: Tensor, codes: Codes, start: Tensor, model
     )
 
 
-def disease_directions(original: Tensor, codes: Codes, model: Model, seed: int) -> Tensor:
-    """Unit directions [K, z2] in which disease may come, the one to be shown first.
+def disease_directions(original: float, codes: Codes, model: Model, seed: int) -> Tensor:
+    """Unit directions [D, z2] in which disease may come, the one to be shown first.
 
     A diseased image has its own. A healthy one has none: several are sampled, and from the one
     that needs the least change gradient descent finds the nearest that the classifier accepts.
     """
-    found = F.normalize(codes.z2)
-    if original.item() > 0:
+    found = F.normalize(codes.z2[:1])
+    if original > 0:
         return found
     sampled = torch.randn(DIRECTIONS, found.shape[1], generator=rng(seed, 3)).to(found.device)
-    u = torch.cat([found[:1], F.normalize(sampled)]).detach()
+    u = torch.cat([found, F.normalize(sampled)]).detach()
     with torch.enable_grad():
         best = u[_direction_loss(u, codes, model).argmin()][None].clone().requires_grad_()
         optimiser = torch.optim.Adam([best], 0.05)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, augment, datasets, images, measures, monitor
+from cxr import CxrError, UsageError, augment, datasets, images, measures, monitor, train_cnn
 from cxr.checkpoints import Model, load_classifier
 from cxr.datasets import Dataset
 from cxr.networks import PRESETS, Discriminator, Encoder, Generator
@@ -64,6 +64,10 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
         raise UsageError(f"--batch {config.batch}: a multiple of 16 for each process is needed")
     model = load_classifier(config.classifier, PRESETS[config.preset].size, device)
     data = open_data(config, model)
+    if "mean_image" not in model.buffers:  # a user's own classifier comes without
+        mean = train_cnn.mean_image(data)
+        model.buffers["mean_image"] = mean.to(device)
+        model.info["thresholds"]["likeness"] = train_cnn.likeness_threshold(data, mean)
     run = Run(out, config, resume, world)
     trainer = Trainer(config, data, model, device, world, run)
     if resume:

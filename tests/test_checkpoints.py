@@ -140,3 +140,21 @@ def test_a_model_file_that_cannot_be_rebuilt_is_refused_in_one_line(model_file, 
     with pytest.raises(CxrError, match="rebuild|not numbers") as caught:
         checkpoints.load_model(tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_without_a_gradient_is_refused(tmp_path):
+    (tmp_path / "helper.py").write_text("GAIN = 2.0\n")
+    (tmp_path / "own.py").write_text("""
+import torch
+import helper
+class Own(torch.nn.Module):
+    def forward(self, x):
+        return helper.GAIN * x.mean((1, 2, 3))
+class Detached(Own):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+""")
+    assert checkpoints.load_classifier(f"{tmp_path / 'own.py'}:Own", 32).classifier is not None
+    with pytest.raises(CxrError, match="has no gradient"):
+        checkpoints.load_classifier(f"{tmp_path / 'own.py'}:Detached", 32)
