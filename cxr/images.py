@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
@@ -139,7 +140,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def write_png(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 [H, W] or [H, W, 3] as PNG, whole or not at all. Raises CxrError."""
     with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
+        imageio.imwrite(temporary, image, extension=".png")
 
 
 def write_gif(path: str | Path, frames: Sequence[np.ndarray], seconds: float) -> None:
