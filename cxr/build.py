@@ -1,8 +1,9 @@
 """Finds, compiles and loads the native kernels; says which are in use and why.
 
-The kernels are looked for beside this file (built ahead of time), then in the user's cache, and are
-else compiled there, once per source, flags, torch version and processor. Whatever fails, the
-dispatcher runs the references of `cxr.ops` instead.
+There is a library for the CPU and, where torch sees a GPU, one for CUDA. Each is looked for beside
+this file (built ahead of time by setup.py), then in the user's cache, and is else compiled there,
+once per source, flags, torch version and processor. Whatever fails, the dispatcher runs the
+references of `cxr.ops` instead.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,10 +22,15 @@ import torch
 from cxr import CxrError, UsageError, console
 
 PACKAGE = Path(__file__).parent
-FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
-if platform.machine() in ("x86_64", "AMD64"):
-    FLAGS.append("-mprefer-vector-width=512")
-FLAGS.append("-DTORCH_TARGET_VERSION=0x020b000000000000")  # the stable ABI of torch 2.11
+SUFFIXES = {"cpu": (".cpp", ".h"), "cuda": (".cu", ".cuh", ".h")}  # of the sources
+X86 = platform.machine() in ("x86_64", "AMD64")
+ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the stable ABI of torch 2.11
+FLAGS = {
+    "cpu": ["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", ABI],
+    "cuda": ["-O3", "-DUSE_CUDA", ABI],
+}
+NATIVE = ["-march=native", *(["-mprefer-vector-width=512"] if X86 else [])]  # this very processor
+PORTABLE = ["-mavx2", "-mfma", "-mf16c"] if X86 else []  # most processors
 DIGEST = hashlib.sha256().digest_size
 
 _status: tuple[str, str] | None = None
@@ -34,7 +41,7 @@ class _Unavailable(Exception):
 
 
 def status() -> tuple[str, str]:
-    """Which path the operations take, "native" or "reference", and why."""
+    """Which path the operations take, "native", "reference" or "partly native", and why."""
     return _status or ("reference", "native kernels not asked for yet")
 
 
@@ -55,39 +62,83 @@ def _load(mode: str) -> tuple[str, str]:
         raise UsageError(f"CXRGAN_KERNELS is '{mode}': set it to auto, off or require")
     if mode == "off":
         return "reference", "CXRGAN_KERNELS=off"
-    try:
-        return "native", _load_native()
-    except _Unavailable as reason:
-        if mode == "require":
-            raise CxrError(f"CXRGAN_KERNELS=require, but: {reason}") from reason
-        console.warn(f"slower plain torch is used, not the native kernels: {reason}")
-        return "reference", str(reason)
+    loaded, lines = [], []
+    for kind in _kinds():
+        try:
+            lines.append(f"{kind}: {_load_native(kind)}")
+            loaded.append(kind)
+        except _Unavailable as reason:
+            if mode == "require":
+                raise CxrError(f"CXRGAN_KERNELS=require, but: {kind}: {reason}") from reason
+            lines.append(f"{kind}: {reason}")
+            console.warn(f"slower plain torch is used, not the native kernels: {lines[-1]}")
+    path = "native" if len(loaded) == len(lines) else "partly native" if loaded else "reference"
+    return path, "; ".join(lines)
 
 
-def _load_native() -> str:
+def _kinds() -> list[str]:
+    return ["cpu", "cuda"] if torch.version.cuda and torch.cuda.is_available() else ["cpu"]
+
+
+def _load_native(kind: str) -> str:
     """Load the library from where it is, or make it; where it came from. Raises _Unavailable."""
-    sources = _sources()
-    ahead = ahead_of_time(sources)
-    if ahead.exists() and _loads(ahead):
+    sources = _sources(kind)
+    ahead = ahead_of_time(kind, sources)
+    if _runs_portable(kind) and ahead.exists() and _loads(ahead):
         return f"built ahead of time: {ahead}"
-    entry = _cache() / f"kernels-{_hash(ahead.name, *FLAGS, torch.__version__, _processor())}.so"
+    target = (*NATIVE, _processor()) if kind == "cpu" else (_architectures(),)
+    key = _hash(ahead.name, *FLAGS[kind], torch.__version__, *target)
+    entry = _cache() / f"kernels-{kind}-{key}.so"
     if _intact(entry) and _loads(entry):
         return f"compiled earlier: {entry}"
-    return _compile(sources, entry)
+    return _compile(kind, sources, entry)
 
 
-def _sources() -> list[Path]:
+def _sources(kind: str) -> list[Path]:
     """The native sources: in the wheel inside the package, in a checkout beside it."""
     for folder in (PACKAGE / "kernels", PACKAGE.parent / "kernels"):
-        if found := sorted((*folder.glob("*.cpp"), *folder.glob("*.h"))):
+        if found := sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES[kind]):
             return found
     raise _Unavailable(f"their sources are missing from {PACKAGE / 'kernels'}")
 
 
-def ahead_of_time(sources: list[Path]) -> Path:
+def _translation_units(kind: str, sources: list[Path]) -> list[str]:
+    return [str(path) for path in sources if path.suffix == SUFFIXES[kind][0]]
+
+
+def ahead_of_time(kind: str, sources: list[Path]) -> Path:
     """Where the library of these very sources lies if it was built with the package."""
     key = _hash(*(path.name.encode() + path.read_bytes() for path in sources))
-    return PACKAGE / f"_kernels-{key}.so"
+    return PACKAGE / f"_kernels-{kind}-{key}.so"
+
+
+def _runs_portable(kind: str) -> bool:
+    """Whether this processor has what `PORTABLE` compiles for."""
+    return kind == "cuda" or not X86 or torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+
+
+def extensions() -> list:
+    """What setup.py builds ahead of time: the kernels for the CPU, and those for CUDA where torch
+    and a toolkit have it; a GPU is not needed."""
+    from torch.utils import cpp_extension
+
+    os.environ["TORCH_CUDA_ARCH_LIST"] = _architectures()
+    cuda = torch.version.cuda and cpp_extension.CUDA_HOME
+    found = []
+    for kind in ("cpu", "cuda") if cuda else ("cpu",):
+        sources = _sources(kind)
+        make = cpp_extension.CUDAExtension if kind == "cuda" else cpp_extension.CppExtension
+        found.append(
+            make(
+                f"cxr.{ahead_of_time(kind, sources).stem}",
+                [os.path.relpath(path) for path in _translation_units(kind, sources)],
+                extra_compile_args={
+                    "cxx": FLAGS[kind] + (PORTABLE if kind == "cpu" else []),
+                    "nvcc": FLAGS["cuda"],
+                },
+            )
+        )
+    return found
 
 
 def _cache() -> Path:
@@ -101,6 +152,18 @@ def _hash(*parts: str | bytes) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[
         :16
     ]
+
+
+def _architectures() -> str:
+    """The GPUs to compile for, as TORCH_CUDA_ARCH_LIST says it: what it says, else those of this
+    machine, else those of data centres."""
+    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return listed
+    gpus = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    if gpus:
+        return ";".join(f"{major}.{minor}" for major, minor in sorted(gpus))
+    version = tuple(map(int, (torch.version.cuda or "0.0").split(".")[:2]))
+    return "8.0;9.0;10.0+PTX" if version >= (12, 8) else "8.0;9.0+PTX"
 
 
 def _processor() -> str:
@@ -129,16 +192,17 @@ def _intact(entry: Path) -> bool:
     return hashlib.sha256(data[:-DIGEST]).digest() == data[-DIGEST:]
 
 
-def _compile(sources: list[Path], entry: Path) -> str:
+def _compile(kind: str, sources: list[Path], entry: Path) -> str:
     """Compile and load, and leave the library in the cache as `entry`; where it came from."""
-    compiler = _compiler()
+    compiler = _compiler(kind)
     failure = entry.with_name(f"{entry.stem}-{_hash(compiler)}.failed")
     if failure.exists():
         raise _Unavailable(f"{failure.read_text()} (delete {failure} to try again)")
     folder = _own_folder(entry.parent)
-    console.say("compiling the native kernels, once; this takes some ten seconds")
+    time = "some ten seconds" if kind == "cpu" else "about a minute"
+    console.say(f"compiling the native kernels for {kind}, once; this takes {time}")
     try:
-        library = _run_compiler([str(path) for path in sources if path.suffix == ".cpp"], folder)
+        library = _run_compiler(kind, _translation_units(kind, sources), folder)
         data = library.read_bytes()
         if _keep(data + hashlib.sha256(data).digest(), folder / "kept", entry):
             return f"compiled now by {compiler}: {entry}"
@@ -150,14 +214,19 @@ def _compile(sources: list[Path], entry: Path) -> str:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compiler() -> str:
-    """The C++ compiler that torch will call, and its version."""
-    command = os.environ.get("CXX", "c++")
+def _compiler(kind: str) -> str:
+    """The compiler that torch will call, and its version."""
+    command, remedy = os.environ.get("CXX", "c++"), "install g++ or set CXX"
+    if kind == "cuda":
+        from torch.utils.cpp_extension import CUDA_HOME  # slow to import, and needs setuptools
+
+        command, remedy = f"{CUDA_HOME}/bin/nvcc", "install the CUDA toolkit or set CUDA_HOME"
     try:
         answer = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        raise _Unavailable(f"no C++ compiler: '{command}' does not run; install g++ or set CXX")
-    return answer.stdout.partition("\n")[0]
+        raise _Unavailable(f"no compiler: '{command}' does not run; {remedy}")
+    lines = answer.stdout.splitlines()
+    return lines[0] if kind == "cpu" else f"nvcc, {lines[-1]}"
 
 
 def _own_folder(cache: Path) -> Path:
@@ -169,16 +238,18 @@ def _own_folder(cache: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix="cxrgan-"))
 
 
-def _run_compiler(sources: list[str], folder: Path) -> Path:
+def _run_compiler(kind: str, sources: list[str], folder: Path) -> Path:
     from torch.utils import cpp_extension  # slow to import, and needs setuptools
 
     try:
-        with _ninja_on_path():
+        with _environment(kind):
             library = cpp_extension.load(
-                "cxrgan_kernels",
+                f"cxrgan_{kind}",
                 sources,
-                extra_cflags=FLAGS,
+                extra_cflags=FLAGS[kind] + (NATIVE if kind == "cpu" else []),
+                extra_cuda_cflags=FLAGS["cuda"],
                 build_directory=str(folder),
+                with_cuda=kind == "cuda",
                 is_python_module=False,
             )
     except (RuntimeError, OSError) as error:
@@ -188,14 +259,20 @@ def _run_compiler(sources: list[str], folder: Path) -> Path:
 
 
 @contextmanager
-def _ninja_on_path():
-    """The ninja wheel's program is not on the path where its environment is not activated."""
-    path = os.environ.get("PATH", "")
-    os.environ["PATH"] = path + os.pathsep + sysconfig.get_path("scripts")
+def _environment(kind: str) -> Iterator[None]:
+    """The ninja wheel's program on the path, where its environment may not be activated, and the
+    GPUs to compile for."""
+    before = dict(os.environ)
+    os.environ["PATH"] = before.get("PATH", "") + os.pathsep + sysconfig.get_path("scripts")
+    if kind == "cuda":
+        os.environ["TORCH_CUDA_ARCH_LIST"] = _architectures()
     try:
         yield
     finally:
-        os.environ["PATH"] = path
+        for name in ("PATH", "TORCH_CUDA_ARCH_LIST"):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 def _keep(data: bytes, draft: Path, target: Path) -> bool:

@@ -213,7 +213,7 @@ class Trainer:
         u = F.normalize(torch.randn(n // 2, self.G.config.z2, generator=random))
         dose = torch.rand(n // 2, generator=random)
         seen = torch.randint(len(self.classes[1]), (n // 4,), generator=random)
-        dose.view(-1, 4)[:, :2] = torch.from_numpy(self.doses[self.classes[1]])[seen].view(-1, 2)
+        dose.view(-1, 4)[:, 1:3] = torch.from_numpy(self.doses[self.classes[1]])[seen].view(-1, 2)
         changes = [
             (augment.draw(n, p, random, augment.DISCRIMINATOR), 2),
             (augment.draw(n, p, random, augment.DISCRIMINATOR), 4),
@@ -232,8 +232,8 @@ class Trainer:
     def generate(self, batch: Batch) -> Fakes:
         """Pairs of fakes, and reconstructions of half of the reals, in one pass.
 
-        Lungs found in a diseased image get the disease found there, so that reconstructions, too,
-        have to look real; a pixel loss alone would have them blurred.
+        Found lungs get the disease found with them, so that reconstructions, too, have to look
+        real (a pixel loss alone would have them blurred); every fourth, healthy ones, get another.
         """
         originals = interleave(*(half[::2] for half in batch.reals.chunk(2)))
         w1_found, z2_found = self.E(originals)
@@ -242,7 +242,8 @@ class Trainer:
         )  # [n/4], healthy and diseased in turn
         drawn = self.G.M1(batch.z1)[:, None].expand_as(w1_kept)
         w1, (z2_drawn, z2_other) = torch.cat([drawn, w1_kept]), batch.z2.chunk(2)
-        z2_other = interleave(z2_other[::2], z2_kept[1::2])
+        fourth = torch.arange(len(z2_kept), device=z2_kept.device)[:, None] % 4 == 0
+        z2_other = torch.where(fourth, z2_other, z2_kept)
         z2 = torch.cat([torch.zeros_like(batch.z2), z2_drawn, z2_other])
         noise = [torch.cat([a, a, b]) for a, b in zip(batch.noise, batch.noise_real)]
         x = self.G(torch.cat([w1, w1, w1_found]), torch.cat([z2, z2_found]), noise)

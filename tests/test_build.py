@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cxr import CxrError, UsageError, build, console
 
@@ -24,6 +25,7 @@ def sources(tmp_path, monkeypatch) -> Path:
     (folder / "one.cpp").write_text('extern "C" int cxrgan_one() { return 1; }\n')
     monkeypatch.setattr(build, "PACKAGE", folder.parent)
     monkeypatch.setattr(build, "_status", None)
+    monkeypatch.setattr(build, "_kinds", lambda: ["cpu"])
     monkeypatch.setenv("CXRGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CXRGAN_KERNELS", raising=False)
     return folder
@@ -155,7 +157,7 @@ def test_an_unwritable_cache_costs_a_compile_per_run(sources, said, tmp_path, mo
 def test_a_library_built_ahead_of_time_comes_first(sources, said, compiler_calls, tmp_path):
     built = tmp_path / "built.so"
     subprocess.run(["c++", "-shared", "-fPIC", sources / "one.cpp", "-o", built], check=True)
-    shutil.copy(built, build.ahead_of_time(build._sources()))
+    shutil.copy(built, build.ahead_of_time("cpu", build._sources("cpu")))
     assert build.load()[0] == "native" and "ahead of time" in build.status()[1]
     assert not compiler_calls
 
@@ -167,10 +169,42 @@ def test_two_processes_at_once_both_get_their_kernels(sources, tmp_path):
     (killed / "lock").touch()
     code = (
         "import pathlib; from cxr import build;"
-        f"build.PACKAGE = pathlib.Path({str(sources.parent)!r}); print(build.load())"
+        f"build.PACKAGE = pathlib.Path({str(sources.parent)!r});"
+        "build._kinds = lambda: ['cpu']; print(build.load())"
     )
     command = [sys.executable, "-c", code]
     pair = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "12"]
     answers = [process.communicate()[0] for process in pair]
     assert all("'native'" in answer for answer in answers)
     assert cached(tmp_path) == ["", ".so"]
+
+
+def test_a_gpu_without_its_compiler_leaves_the_cpu_its_kernels(sources, said, monkeypatch):
+    (sources / "one.cu").touch()
+    monkeypatch.setattr(build, "_kinds", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr(build, "_load_native", lambda kind: kind == "cpu" or fail())
+    path, reason = build.load()
+    assert path == "partly native" and "cuda: no nvcc" in reason
+    assert len(said) == 1 and "cuda: no nvcc" in said[0]
+
+
+def fail():
+    raise build._Unavailable("no nvcc")
+
+
+def test_a_library_for_most_processors_is_left_alone_by_the_others(sources, said, monkeypatch):
+    build.ahead_of_time("cpu", build._sources("cpu")).write_bytes(b"not for this processor")
+    monkeypatch.setattr(build, "X86", True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr(build, "_loads", lambda path: pytest.fail(f"loads {path}"))
+    monkeypatch.setattr(build, "_compile", lambda *_: "compiled now")
+    assert build.load() == ("native", "cpu: compiled now")
+
+
+def test_setup_builds_what_the_loader_looks_for(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    (extension, *_) = build.extensions()
+    assert extension.name == f"cxr.{build.ahead_of_time('cpu', build._sources('cpu')).stem}"
+    assert extension.sources == ["kernels/cpu.cpp"]
+    assert "-march=native" not in extension.extra_compile_args["cxx"]

@@ -55,10 +55,19 @@ def test_half_of_the_structures_are_those_found_in_real_images(gan):
     torch.testing.assert_close(fakes.w1[4:].float(), found.float(), atol=0.02, rtol=0.02)
 
 
-def test_lungs_of_a_diseased_image_get_the_disease_found_there(gan):
-    fakes = gan.generate(gan.draw(0))
-    _, found = gan.E(fakes.originals[1::4])  # every second pair is kept; the second is diseased
-    torch.testing.assert_close(fakes.z2[13::2].float(), found.float(), atol=0.02, rtol=0.02)
+def test_found_lungs_get_the_disease_found_with_them_but_for_every_fourth(gan):
+    batch = gan.draw(0)
+    fakes = gan.generate(batch)
+    _, found = gan.E(fakes.originals[[0, 1, 4, 5]])  # every second pair is kept
+    torch.testing.assert_close(fakes.z2[13:].float(), found[1:].float(), atol=0.02, rtol=0.02)
+    assert torch.equal(fakes.z2[12], batch.z2[4])
+
+
+def test_half_of_the_drawn_doses_are_those_of_diseased_images(gan):
+    doses = torch.cat([gan.draw(step).z2.norm(dim=1) for step in range(20)]).view(-1, 4)
+    real = torch.from_numpy(gan.doses)
+    known = (doses[..., None] - real).abs().amin(2) < 1e-6
+    assert known[:, 1:3].all() and not known[:, [0, 3]].any()
 
 
 def test_r1_is_the_squared_gradient(gan):
