@@ -1,4 +1,6 @@
+import os
 import re
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -10,7 +12,23 @@ readme = here / "README.md"
 # folder.
 inner = [name for name in ("weights", "kernels") if (here / name).is_dir()]
 
+
+def ahead_of_time() -> dict:
+    """With CXRGAN_BUILD=1 the native kernels are compiled now, not on first use; torch, ninja and
+    rich have to be there (`pip install --no-build-isolation`)."""
+    if os.environ.get("CXRGAN_BUILD") != "1":
+        return {}
+    sys.path.insert(0, str(here))
+    from torch.utils.cpp_extension import BuildExtension
+
+    from cxr import build
+
+    build_ext = BuildExtension.with_options(no_python_abi_suffix=True)
+    return {"ext_modules": build.extensions(), "cmdclass": {"build_ext": build_ext}}
+
+
 setup(
+    **ahead_of_time(),
     name="cxrgan",
     version=version,
     description="Explain a chest X-ray classifier by moving an image from healthy to diseased",

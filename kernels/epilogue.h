@@ -1,9 +1,12 @@
 // The arithmetic that the CPU and the CUDA kernels share: per-element formulas and index maths.
 #pragma once
 
+#include <torch/headeronly/util/Half.h>
+
 #include <cstdint>
 
 #ifdef __CUDACC__
+#include <cuda_bf16.h>
 #define CXR_INLINE __host__ __device__ __forceinline__
 #else
 #define CXR_INLINE inline
@@ -53,13 +56,31 @@ CXR_INLINE float widen(BF16 x) {
 }
 
 CXR_INLINE BF16 to_bf16(float x) {
+#ifdef __CUDA_ARCH__
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#else
   union {
     float value;
     uint32_t bits;
   } u = {x};
   const uint32_t rounded = (u.bits + 0x7fffu + ((u.bits >> 16) & 1u)) >> 16;
   return {uint16_t(x != x ? 0x7fc0u : rounded)};
+#endif
 }
+
+using torch::headeronly::Half;
+
+CXR_INLINE float widen(float x) { return x; }
+CXR_INLINE double widen(double x) { return x; }
+CXR_INLINE float widen(Half x) { return float(x); }
+CXR_INLINE void narrow(float x, float& y) { y = x; }
+CXR_INLINE void narrow(double x, double& y) { y = x; }
+CXR_INLINE void narrow(float x, Half& y) { y = Half(x); }
+CXR_INLINE void narrow(float x, BF16& y) { y = to_bf16(x); }
+
+// The type arithmetic is done in, for a storage type.
+template <class T>
+using Wide = decltype(widen(T()));
 
 // One axis of the [1, 3, 3, 1] blur. Forward, output i reads inputs down * i - pad + k with tap k;
 // transposed, it reads inputs o with i = down * o - pad + k.
