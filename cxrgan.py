@@ -349,6 +349,29 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
     follow("train-cnn", str(Path(out) / "images"), size=size)
 
 
+@cli.command(epilog=example("cxrgan bench kernels --device cuda --out benchmarks/gpu.json"))
+@click.argument("what", type=click.Choice(("kernels", "step", "explain", "all")), default="all")
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    type=click.Choice(PRESETS),
+    default=("cxr64", "cxr128"),
+    help="Whose shapes and networks; may be repeated.",
+)
+@click.option("--batch", type=click.IntRange(16), default=32, help="Images in a batch of the GAN.")
+@device_option
+@out_option("benchmarks/bench.json", "The JSON file.")
+def bench(what: str, presets: tuple[str, ...], batch: int, device: str, out: str) -> None:
+    """Time the kernels, the training step and the explainer against their alternatives."""
+    from cxr import bench as benchmark
+    from cxr import console
+
+    found = benchmark.bench(what, device, presets, batch)
+    benchmark.write(found, out)
+    console.say(f"numbers: {out}")
+
+
 @cli.command(epilog=example("cxrgan info", "cxrgan info runs/gan/model.safetensors"))
 @click.argument("path", metavar="[MODEL]", required=False)
 @model_option("The same as the argument.")
