@@ -415,7 +415,7 @@ class Timed(train_gan.Trainer):
         splits = np.where(np.arange(n) % 8 < 6, "train", "val")
         labels = np.arange(n) % 2
         data = Dataset(images, labels, names, splits, names, ("NORMAL", "SICK"), "noise")
-        super().__init__(config, data, _untrained(preset, device), device, World(), None)
+        super().__init__(config, data, _untrained(preset, device), device, World(device), None)
 
     def real_doses(self) -> np.ndarray:
         return (self.data.labels * 0.7).astype(np.float32)

@@ -61,4 +61,4 @@ def test_a_training_step_is_measured_in_each_variant():
 def test_the_parts_of_an_explanation_are_within_its_time():
     found = bench.bench("explain", "cpu", ("tiny",), seconds=0)["explain"][0]
     assert 0 < sum(found[part] for part in bench.PARTS) <= found["total"]
-    assert bench.explain.invert.__module__ == "cxr.explain"
+    assert bench.explain.invert.__name__ == "invert"  # put back
