@@ -272,17 +272,35 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 
 
 @cli.command(
-    epilog=example("cxrgan evaluate chest_xray --model runs/gan/model.safetensors --split test")
+    epilog=example(
+        "cxrgan evaluate chest_xray --model runs/gan/model.safetensors --limit 100",
+        "cxrgan evaluate chest_xray --model pneumonia --oracle runs/other-cnn/model.safetensors",
+    )
 )
 @click.argument("data", metavar="DATA")
 @model_option(required=True)
 @click.option("--split", type=click.Choice(SPLITS), default="test", help="Of the patients.")
+@click.option(
+    "--masks", metavar="FOLDER", help="Where the disease is: masks named as their images."
+)
+@click.option("--lungs", metavar="FOLDER", help="Lung masks, named as their images.")
+@click.option(
+    "--oracle",
+    metavar="CNN",
+    help="Another CNN, trained independently, that judges the GAN: a model file, or "
+    "FILE.py:FUNCTION.",
+)
+@click.option(
+    "--limit", type=click.IntRange(1), help="How many images to explain.", show_default="all"
+)
+@click.option("--refine", type=click.IntRange(0), default=60, help="Steps of the inversion.")
 @data_options
+@seed_option
 @out_option("evaluation", "The folder for evaluation.json.")
 @device_option
 @json_option
 def evaluate(data: str, model: str, split: str, out: str, as_json: bool, **options) -> None:
-    """Measure a model's classifier on DATA."""
+    """Measure classifier, GAN and explanations on DATA."""
     from cxr import console
     from cxr import evaluate as evaluation
 
@@ -293,7 +311,7 @@ def evaluate(data: str, model: str, split: str, out: str, as_json: bool, **optio
     if as_json:
         print_json(numbers)
     else:
-        show_intervals(f"{data}, {split}", numbers["classifier"])
+        show_evaluation(f"{data}, {split}", numbers)
         console.say(f"numbers: {path}")
 
 
@@ -427,6 +445,35 @@ def show_intervals(title: str, metrics: dict[str, dict]) -> None:
         for name, m in metrics.items()
     ]
     console.table(title, ("classifier", "value", "95% interval", "images"), rows)
+
+
+def show_evaluation(title: str, numbers: dict[str, dict]) -> None:
+    """A table of the figures, and one more for each part that compares methods."""
+    from cxr import console
+
+    compared = ("localisation", "faithfulness", "randomisation")
+    parts = {part: figures for part, figures in numbers.items() if part != "about"}
+    by_method = {part: parts.pop(part) for part in compared if part in parts}
+    rows = [
+        (part, name, number(m["value"]), f"{number(m['low'])} to {number(m['high'])}", m["n"])
+        for part, figures in parts.items()
+        for name, m in figures.items()
+    ]
+    console.table(title, ("part", "measure", "value", "95% interval", "images"), rows)
+    for part, methods in by_method.items():
+        if part == "randomisation":
+            methods = {name: {"all random": figure} for name, figure in methods.items()}
+        names = list(next(iter(methods.values())))
+        rows = [
+            (method, *(spread(own.get(name)) for name in names)) for method, own in methods.items()
+        ]
+        console.table(part, ("method", *names), rows)
+
+
+def spread(figure: dict | None) -> str:
+    """A figure in a narrow cell: value (low to high)."""
+    value, low, high = ((figure or {}).get(key) for key in ("value", "low", "high"))
+    return "-" if value is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def show_explanation(path: Path, folder: Path, numbers: dict) -> None:

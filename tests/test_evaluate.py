@@ -1,22 +1,273 @@
-"""The classifier's part of an evaluation: its shape, its data, and what it refuses."""
+"""An evaluation: its parts, its data, and what it refuses."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 
-from cxr import CxrError, UsageError, datasets, evaluate, measures, train_cnn
+from cxr import CxrError, UsageError, datasets, evaluate, images, judge, measures, scores, train_cnn
 from cxr.checkpoints import Model
+from cxr.networks import Classifier, ClassifierConfig
+
+FIGURES = {
+    "classifier": {"auroc", "accuracy", "sensitivity", "specificity", "ece"},
+    "reconstruction": {"psnr", "ssim", "probability_gap", "rejected"},
+    "counterfactual": {
+        *("validity", "oracle_validity", "l1_original", "l1_reconstruction", "sparsity"),
+        "outside_lung",
+    },
+    "generator": {"kid", "kid_real", "fid", "fid_real"},
+    "path": {"spearman", "logit_gap", "largest_jump", "realism_mid"},
+    "disentanglement": {
+        *("healthy_at_zero", "diseased_at_full", "structure_ssim", "inverted_healthy"),
+    },
+}
+TRIVIAL = {"centre", "edges", "random", "mean_difference", "lung_mask"}
+METHODS = TRIVIAL | {"difference", "latent_ig", "gradient", "integrated_gradients", "grad_cam"}
 
 
 @pytest.fixture(scope="module")
-def numbers(model_file, xrays):
-    return evaluate.evaluate(model_file, xrays, "val")
+def numbers(classifier_file, xrays):
+    return evaluate.evaluate(classifier_file, xrays, "val")
 
 
 def saved(model, path, **info):
-    Model(model.networks, {**model.info, **info}, model.buffers).save(path)
+    """A model file with the classifier alone."""
+    classifier = {"classifier": model.classifier}
+    Model(classifier, {**model.info, **info}, model.buffers).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def oracle(model, tmp_path_factory):
+    """Another classifier than the model's, in a file."""
+    torch.manual_seed(1)
+    network = Classifier(ClassifierConfig((16, 24), 1)).eval().requires_grad_(False)
+    path = tmp_path_factory.mktemp("oracle") / "model.safetensors"
+    Model({"classifier": network}, model.info, model.buffers).save(path)
+    return str(path)
+
+
+class Brightness(torch.nn.Module):
+    """A classifier that asks how bright the image is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        torch.nn.init.constant_(self.conv.weight, 1 / 9)
+
+    def forward(self, x):
+        return 40 * self.conv(x).mean((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def bright(model):
+    """The untrained tiny model, with a classifier that finds both classes in `xrays`."""
+    networks = {**model.networks, "classifier": Brightness().requires_grad_(False)}
+    return Model(networks, dict(model.info), model.buffers, "bright")
+
+
+@pytest.fixture(scope="module")
+def masks(xrays, tmp_path_factory):
+    """A mask for every diseased image: the place of its disease, and its lungs."""
+    folders = tmp_path_factory.mktemp("masks"), tmp_path_factory.mktemp("lungs")
+    for folder, rows in zip(folders, (slice(8, 16), slice(4, 28))):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[rows, rows] = 255
+        for path in (xrays / "SICK").iterdir():
+            images.write_png(folder / path.name, mask)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def whole(bright, oracle, masks, xrays):
+    """All parts, of four images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "load_model", lambda *a: bright)
+        patch.setattr(evaluate, "RANDOMISED", 2)
+        patch.setattr(evaluate, "TUNED", 1)
+        options = {"masks": masks[0], "lungs": masks[1], "oracle": oracle}
+        return evaluate.evaluate("bright", xrays, "test", limit=4, refine=1, **options)
+
+
+def test_every_part_has_its_figures(whole):
+    for part, names in FIGURES.items():
+        assert names <= set(whole[part]), part
+        for name in names:
+            figure = whole[part][name]
+            assert set(figure) == {"value", "low", "high", "n"} and figure["n"] > 0, name
+            assert figure["low"] <= figure["high"]
+    assert whole["reconstruction"]["ssim"]["n"] == whole["path"]["spearman"]["n"] == 4
+    assert whole["disentanglement"]["healthy_at_zero"]["n"] == evaluate.DRAWN
+    assert set(whole["localisation"]) == set(whole["faithfulness"]) == METHODS
+    for method in METHODS:
+        names = {"ap", "auroc", "pointing", "iou_otsu", "iou_tuned"}
+        assert set(whole["localisation"][method]) == names
+        assert set(whole["faithfulness"][method]) == {"deletion", "insertion"}
+    (note,) = whole["about"]["notes"]
+    assert note == "disentanglement.swap is left out: the CNN calls all neighbouring pairs alike"
+    assert whole["about"]["feature_space"].startswith("pooled features")
+    json.dumps(whole, allow_nan=False)
+
+
+def test_maps_that_never_ask_the_classifier_survive_its_randomisation(whole):
+    for method in TRIVIAL & set(whole["randomisation"]):
+        figure = whole["randomisation"][method]
+        assert figure["value"] == figure["low"] == pytest.approx(1)
+        assert figure["cascade"] == pytest.approx([1] * scores.STAGES)
+    assert {"centre", "edges", "latent_ig"} <= set(whole["randomisation"])
+    assert len(whole["randomisation"]["latent_ig"]["cascade"]) == scores.STAGES
+
+
+def test_a_classifier_alone_gives_its_part_and_says_so(numbers):
+    assert set(numbers) == {"classifier", "about"}
+    (note,) = numbers["about"]["notes"]
+    assert note.endswith("holds no GAN: only the classifier is measured")
+
+
+def test_what_lacks_is_left_out_with_a_note_each(bright, xrays, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_model", lambda *a: bright)
+    monkeypatch.setattr(evaluate, "RANDOMISED", 0)
+    found = evaluate.evaluate("bright", xrays, "val", limit=1, refine=0)
+    assert not {"generator", "localisation", "randomisation"} & set(found)
+    assert not {"oracle_validity", "outside_lung"} & set(found["counterfactual"])
+    notes = " ".join(found["about"]["notes"])
+    for option in ("--oracle", "--masks", "--lungs"):
+        assert notes.count(option) == 1
+
+
+def test_an_oracle_that_cannot_judge_is_refused(model, model_file, xrays, tmp_path):
+    with pytest.raises(UsageError, match="is the model's own classifier"):
+        evaluate.evaluate(model_file, xrays, oracle=str(model_file))
+    other = saved(model, tmp_path / "size", size=64)
+    with pytest.raises(UsageError, match="sees 64 pixels, the model 32: train one with --size 32"):
+        evaluate.evaluate(model_file, xrays, oracle=str(other))
+    other = saved(model, tmp_path / "classes", classes=["NORMAL", "COVID"])
+    with pytest.raises(UsageError, match="tells NORMAL from COVID"):
+        evaluate.evaluate(model_file, xrays, oracle=str(other))
+
+
+def test_masks_of_other_images_are_refused(model_file, xrays, tmp_path):
+    images.write_png(tmp_path / "stranger.png", np.zeros((32, 32), np.uint8))
+    with pytest.raises(UsageError, match="--masks .*no file there is called like an image"):
+        evaluate.evaluate(model_file, xrays, masks=tmp_path)
+    data = datasets.open_dataset(xrays, 32)
+    twice = dataclasses.replace(data, paths=("a/one.png", "b/one.png"))
+    images.write_png(tmp_path / "one.png", np.zeros((32, 32), np.uint8))
+    with pytest.raises(CxrError, match="two images are called one"):
+        judge.mask_files(tmp_path, "--masks", twice)
+
+
+@pytest.fixture(scope="module")
+def judged(bright, xrays, masks):
+    """A judge with masks, a diseased row and its explanation."""
+    data = datasets.open_dataset(xrays, 32)
+    files = [judge.mask_files(folder, "--masks", data) for folder in masks]
+    own = judge.Judge(bright, data, None, *files, refine=1)
+    row = int(data.rows("test")[-1])
+    return own, row, own.explain(row)
+
+
+def test_change_outside_the_lungs_is_a_share_of_the_change(judged):
+    own, row, e = judged
+    end = e.frames[e.numbers["counterfactual"]["frame"]][0]
+    change = (e.copies[0, 0] - end).abs()
+    inside = change[4:28, 4:28].sum() / change.sum()
+    found = own.counterfactual(e, row)["counterfactual", "outside_lung"]
+    assert found == pytest.approx(1 - inside.item(), rel=1e-4)
+
+
+def test_path_figures_of_a_path_that_is_known(judged):
+    _, _, e = judged
+    logits = torch.linspace(-2, 2, len(e.doses))
+    logits[[3, 4]] = logits[[4, 3]]
+    known = dataclasses.replace(e, logits=logits)
+    found = judge.path(known)["path", "spearman"]
+    n = len(logits)
+    assert found == pytest.approx(1 - 6 * 2 / (n * (n**2 - 1)))
+
+
+def test_swapped_codes_are_scored_only_where_the_classes_differ(judged, xrays):
+    own, _, e = judged
+    dark = own.explain(int(own.data.rows("test")[0]))
+    assert all(np.isnan(own.swap([e, e])))
+    dose = {"classifier": lambda x: x.mean((1, 2, 3)), "generator": Disease()}
+    model = Model({**own.model.networks, **dose}, own.model.info, own.model.buffers)
+    e, dark = (
+        dataclasses.replace(found, codes=dataclasses.replace(found.codes, z2=z2))
+        for found, z2 in ((e, torch.full((1, 4), 0.5)), (dark, torch.full((1, 4), -0.5)))
+    )
+    assert dataclasses.replace(own, model=model).swap([e, dark]) == [1, 1]
+
+
+class Disease(torch.nn.Module):
+    """A generator whose picture is its `z2` alone."""
+
+    const = torch.zeros(1)
+
+    def forward(self, w1, z2, noise):
+        return z2.mean(1).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+
+
+def test_realism_of_mid_frames_is_less_where_the_discriminator_says_so(judged):
+    own, _, e = judged
+
+    class Middle(torch.nn.Module):
+        def forward(self, x, dose):
+            return -((dose >= 0.25) & (dose <= 0.75)).float()
+
+    networks = {**own.model.networks, "discriminator": Middle()}
+    critic = Model(networks, own.model.info, own.model.buffers)
+    assert dataclasses.replace(own, model=critic).realism_mid([e, e]) == [-1, -1]
+
+
+def test_a_reconstruction_is_rejected_for_its_gap_or_the_encoders_ssim(judged):
+    own, _, e = judged
+    n = e.numbers["reconstruction"]
+
+    def rejected(limit, **changes):
+        info = own.model.info | {"thresholds": {"ssim": limit}}
+        strict = Model(own.model.networks, info, own.model.buffers)
+        found = dataclasses.replace(e, numbers=e.numbers | {"reconstruction": n | changes})
+        figures = dataclasses.replace(own, model=strict).reconstruction(found)
+        return figures["reconstruction", "rejected"]
+
+    assert rejected(-1, probability_gap=0.09) == 0
+    assert rejected(-1, probability_gap=0.11) == 1
+    assert rejected(0.5, probability_gap=0.0, ssim_encoder=0.4) == 1
+
+
+def test_deletion_turns_an_image_into_the_nearest_that_is_called_healthy(judged):
+    own, _, e = judged
+    assert len(own.healthy) and (own.model.classifier(own.healthy) < 0).all()
+    distances = (own.healthy - e.image).abs().square().flatten(1).mean(1)
+    assert torch.equal(own.nearest_healthy(e.image)[0], own.healthy[distances.argmin()])
+    none = dataclasses.replace(own, data=dataclasses.replace(own.data, labels=own.data.labels + 1))
+    assert none.nearest_healthy(e.image) is None
+
+
+def test_class_difference_is_the_difference_of_the_training_means(xrays):
+    data = datasets.open_dataset(xrays, 32)
+    healthy, diseased = (data.images[rows].mean(0) / 127.5 for rows in data.by_class("train"))
+    np.testing.assert_allclose(judge.class_difference(data), diseased - healthy, atol=1e-5)
+    none = dataclasses.replace(data, splits=np.full(len(data), "test"))
+    assert judge.class_difference(none) is None
+
+
+def test_figures_are_means_over_the_images_that_define_them():
+    key = ("localisation", "edges", "ap")
+    rows = [{key: 0.0}, {key: 1.0}, {}, {key: np.nan}, {("path", "spearman"): np.nan}]
+    found = evaluate.intervals(rows, list("abcde"))
+    assert found == {"localisation": {"edges": {"ap": {"value": 0.5, "low": 0, "high": 1, "n": 2}}}}
+
+
+def test_the_limit_draws_rows_of_both_classes(xrays):
+    data = datasets.open_dataset(xrays, 32)
+    rows = evaluate.drawn_rows(data, "all", 20, 0)
+    assert len(set(rows)) == 20 and 4 <= data.labels[rows].sum() <= 16
+    assert set(evaluate.drawn_rows(data, "test", None, 0)) == set(data.rows("test"))
 
 
 def test_numbers_are_the_classifiers_own_on_that_split(numbers, model, xrays):
@@ -29,9 +280,9 @@ def test_numbers_are_the_classifiers_own_on_that_split(numbers, model, xrays):
     assert {"accuracy", "sensitivity", "specificity", "ece"} < set(numbers["classifier"])
 
 
-def test_about_says_what_was_measured(numbers, model_file, xrays):
+def test_about_says_what_was_measured(numbers, classifier_file, xrays):
     about = numbers["about"]
-    assert about["model"] == str(model_file)
+    assert about["model"] == str(classifier_file)
     assert (about["data"], about["split"]) == (xrays.name, "val")
     assert about["classes"] == ["NORMAL", "SICK"]
     assert sum(about["images"]) == about["patients"]
@@ -46,9 +297,9 @@ def test_a_split_the_model_has_seen_is_noted_only_for_its_own_data(
 ):
     own = saved(model, tmp_path / "own", provenance={"data": xrays.name})
     other = saved(model, tmp_path / "other", provenance={"data": "elsewhere"})
-    notes = evaluate.evaluate(own, xrays, split)["about"]["notes"]
+    *notes, _ = evaluate.evaluate(own, xrays, split)["about"]["notes"]
     assert words in notes[0] if words else not notes
-    assert not evaluate.evaluate(other, xrays, split)["about"]["notes"]
+    assert len(evaluate.evaluate(other, xrays, split)["about"]["notes"]) == 1
 
 
 def test_data_are_prepared_as_the_models_were(model, xrays, tmp_path, monkeypatch):

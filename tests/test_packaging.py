@@ -67,7 +67,13 @@ def test_only_cxr_and_cxrgan_reach_site_packages(wheel):
 
 
 def test_every_module_weight_and_kernel_is_in_the_wheel(wheel, source):
-    patterns = ("cxr/*.py", "weights/*.*", "weights/samples/*", "kernels/*.*")
+    patterns = (
+        "cxr/*.py",
+        "weights/*.safetensors",
+        "weights/*.md",
+        "weights/samples/*",
+        "kernels/*.*",
+    )
     files = [path.relative_to(source) for pattern in patterns for path in source.glob(pattern)]
     wanted = {str(path if path.parts[0] == "cxr" else Path("cxr") / path) for path in files}
     assert {name for name in wheel.namelist() if name.startswith("cxr/")} == wanted

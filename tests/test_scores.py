@@ -1,0 +1,194 @@
+"""Each measure against a case whose answer is known."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from cxr import scores
+from cxr.networks import PRESETS, Classifier
+
+
+def test_fid_of_gaussians_is_the_closed_form():
+    x, y = torch.randn(2, 60_000, 3, generator=torch.Generator().manual_seed(0)).double()
+    mixing = torch.tensor([[2.0, 0, 0], [0.5, 1, 0], [0, 0, 3]]).double()
+    covariance = mixing @ mixing.T  # of y; that of x is the identity
+    root = torch.linalg.eigvalsh(covariance).sqrt().sum()
+    known = 1 + 4 + 3 + covariance.trace() - 2 * root
+    found = scores.fid(x, y @ mixing.T + torch.tensor([1.0, 0, 2]))
+    assert found == pytest.approx(known.item(), rel=0.02)
+    assert scores.fid(x, x) == pytest.approx(0, abs=1e-6)
+
+
+def test_fid_survives_fewer_images_than_features():
+    x, y = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0))
+    assert np.isfinite(scores.fid(x, y)) and scores.fid(x, y) > 0
+
+
+def test_kid_is_unbiased():
+    random = torch.Generator().manual_seed(0)
+    same = [scores.kid(*torch.randn(2, 50, 4, generator=random)) for _ in range(200)]
+    error = np.std(same) / np.sqrt(len(same))
+    assert abs(np.mean(same)) < 3 * error and min(same) < 0 < max(same)
+    moved = scores.kid(*(torch.randn(2, 50, 4, generator=random) + torch.tensor([[[0.0]], [[1]]])))
+    assert moved > 10 * np.std(same)
+
+
+def test_kid_of_two_points_each_is_computed_by_hand():
+    x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [1.0]])
+    assert scores.kid(x, y) == pytest.approx(27 + 1 - 2 * (1 + 8 + 1 + 27) / 4)
+
+
+def test_fakes_like_reals_lie_at_the_floor_and_others_above_it():
+    random = torch.Generator().manual_seed(0)
+    reals, fakes = torch.randn(2, 120, 4, generator=random)
+    patients = np.arange(120) // 2
+    same, floor = scores.against_reals(scores.fid, fakes, reals, patients)
+    assert floor["low"] < same["value"] < floor["high"] and same["n"] == floor["n"] == 60
+    other, again = scores.against_reals(scores.fid, fakes + 1, reals, patients)
+    assert again == floor and other["low"] > floor["high"]
+
+
+def test_distances_take_a_bounded_number_of_images_at_once(monkeypatch):
+    monkeypatch.setattr(scores, "SUBSET", 10)
+    sizes = set()
+    x = torch.randn(60, 3)
+    found = scores.against_reals(lambda a, b: sizes.add((len(a), len(b))) or 0, x, x, range(60))
+    assert sizes == {(10, 10)} and found[0]["n"] == found[1]["n"] == 10
+
+
+def test_the_floor_never_compares_a_patient_with_himself():
+    reals = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    twice = torch.cat([reals, reals])
+
+    def shared(a, b):
+        return float((a[:, None] == b).all(-1).any())
+
+    patients = np.tile(np.arange(6), 2)
+    _, floor = scores.against_reals(shared, twice, twice, patients)
+    assert floor["value"] == 0
+    _, floor = scores.against_reals(shared, twice, twice, np.arange(12))
+    assert floor["value"] > 0
+
+
+def test_spearman_sees_order_alone_and_shares_tied_ranks():
+    a = np.array([1.0, 2, 3, 4])
+    assert scores.spearman(a, np.exp(a)) == pytest.approx(1)
+    assert scores.spearman(a, -(a**3)) == pytest.approx(-1)
+    assert scores.spearman(a, np.array([1, 1, 2, 2])) == pytest.approx(2 / np.sqrt(5))
+    unequal = scores.spearman(np.arange(5), np.array([1, 1, 1, 2, 3]))
+    assert unequal == pytest.approx(8 / np.sqrt(80))
+    assert np.isnan(scores.spearman(a, np.ones(4)))
+
+
+@pytest.fixture
+def planted():
+    """A place and a map that is brightest in it."""
+    place = np.zeros((16, 16), bool)
+    place[4:8, 4:8] = True
+    return place, place + np.random.default_rng(0).random((16, 16)) * 0.5
+
+
+def test_a_map_of_the_place_scores_one_everywhere(planted):
+    place, heat = planted
+    found = scores.localisation(heat, place)
+    assert found == {"ap": 1, "auroc": 1, "pointing": 1, "iou_otsu": 1}
+    worst = scores.localisation(-heat + heat.max(), place)
+    assert worst["auroc"] == worst["pointing"] == 0 and worst["ap"] < 0.06
+
+
+def test_average_precision_by_hand_and_a_flat_maps_is_chance():
+    place = np.array([[True, False], [True, False]])
+    assert scores.average_precision(np.array([[4, 3], [2, 1]]), place) == pytest.approx(5 / 6)
+    assert scores.average_precision(np.array([[4, 2], [2, 1]]), place) == pytest.approx(5 / 6)
+    assert scores.average_precision(np.ones((2, 2)), place) == 0.5
+
+
+def test_pointing_counts_the_share_of_tied_maxima():
+    place = np.array([[True, False], [False, False]])
+    assert scores.pointing(np.array([[2, 2], [1, 0]]), place) == 0.5
+
+
+def test_otsu_parts_two_levels_and_finds_nothing_in_a_flat_map(planted):
+    place, _ = planted
+    noise = np.random.default_rng(0).normal(0, 0.1, place.shape)
+    assert 0.2 < scores.otsu(place + noise) < 0.8
+    flat = np.ones((16, 16))
+    assert scores.iou(flat > scores.otsu(flat), place) == 0
+
+
+def test_iou_by_hand_and_along_thresholds(planted):
+    place, _ = planted
+    assert scores.iou(np.roll(place, 2, 0), place) == pytest.approx(8 / 24)
+    wider = 0.4 * np.roll(place, 2, 0) + place  # 16 pixels of the place, 8 beside it
+    curve = scores.iou_curve(wider, place)
+    assert curve[0] == pytest.approx(16 / 24) and curve[9] == 1
+    assert not scores.iou_curve(np.zeros((16, 16)), place).any()
+
+
+class Corner(torch.nn.Module):
+    """Asks only how bright the upper left corner is."""
+
+    def forward(self, x):
+        return 8 * x[:, 0, :4, :4].mean((1, 2))
+
+
+def test_the_true_map_deletes_sooner_and_inserts_sooner_than_chance():
+    x, baseline = torch.ones(1, 1, 16, 16), -torch.ones(1, 1, 16, 16)
+    true = torch.zeros(16, 16)
+    true[:4, :4] = 1
+    low, high = scores.deletion_insertion(Corner(), x, true, baseline)
+    chance = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
+    deletion, insertion = scores.deletion_insertion(Corner(), x, chance, baseline)
+    assert low < 0.1 and high > 0.9
+    assert deletion > 0.3 and insertion < 0.7
+    flat = scores.deletion_insertion(Corner(), x, torch.zeros(16, 16), baseline)
+    assert flat[0] > 0.3  # ties are no order
+
+
+def test_areas_of_a_classifier_that_never_changes_are_its_probability():
+    def never(x):
+        return torch.zeros(len(x))
+
+    x = torch.ones(1, 1, 8, 8)
+    assert scores.deletion_insertion(never, x, torch.rand(8, 8), -x) == pytest.approx((0.5, 0.5))
+
+
+def test_the_cascade_begins_at_the_logit_and_ends_with_every_layer():
+    torch.manual_seed(0)
+    network = Classifier(PRESETS["tiny"].classifier).requires_grad_(False)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    changed = []
+    for stage in range(1, scores.STAGES + 1):
+        after = scores.randomised(network, stage).state_dict()
+        changed.append({key for key in before if not torch.equal(before[key], after[key])})
+        for key in before:
+            same = torch.equal(before[key].flatten().sort()[0], after[key].flatten().sort()[0])
+            assert same, key  # shuffled
+    assert changed[0] == {"head.weight"}  # its bias is one number
+    assert all(a < b for a, b in pairwise(changed))
+    layers = {key for key in before if key.startswith("trunk") and before[key].unique().numel() > 1}
+    assert changed[-1] == layers | {"head.weight"}
+    assert all(torch.equal(before[key], network.state_dict()[key]) for key in before)
+
+
+def test_trivial_maps_are_what_they_are_called():
+    x = torch.full((1, 1, 32, 32), -1.0)
+    x[..., 16:] = 1
+    maps = scores.trivial_maps(x, 7)
+    assert maps["centre"].argmax() // 32 in (15, 16) and maps["centre"][0, 0] < 0.01
+    assert maps["edges"][:, 15:17].min() > 0 and maps["edges"][:, :15].max() == 0
+    assert torch.equal(maps["random"], scores.trivial_maps(-x, 7)["random"])
+    assert not torch.equal(maps["random"], scores.trivial_maps(x, 8)["random"])
+
+
+def test_ssim_outside_looks_only_where_nothing_changed():
+    x = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+    y = x.clone()
+    y[..., :24, :24] += 0.8
+    y[..., 40:, 40:] += 0.01 * torch.rand(24, 24)
+    outside = scores.ssim_outside(x, y, 0.05)
+    whole = scores.ssim_outside(x, y, 1.0)
+    assert whole < outside and scores.ssim_outside(x, x, 0.05) == pytest.approx(1)
+    assert np.isnan(scores.ssim_outside(x, x + 0.5, 0.05))
