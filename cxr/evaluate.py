@@ -17,7 +17,7 @@ from cxr import CxrError, UsageError, __version__, console, measures, scores
 from cxr.checkpoints import Model, load_classifier, load_model
 from cxr.datasets import Dataset, open_dataset
 from cxr.explain import write_text
-from cxr.judge import Figures, Judge, mask_files
+from cxr.judge import GROUP, Figures, Judge, mask_files
 from cxr.monitor import draw_codes, walk
 from cxr.train_cnn import classifier_metrics, to_tensor
 from cxr.training import find_device
@@ -27,7 +27,7 @@ SEEN = {  # how the model's own data set was used, split by split
     "val": "these patients chose its weights and its temperature: the numbers flatter it a little",
     "all": "it was trained on most of these patients: the numbers flatter it",
 }
-EXPLAINER = {"encoder", "generator", "discriminator"}
+EXPLAINER = {"encoder", "generator"}
 DRAWN = 512  # random lungs, for disentanglement
 TUNED = 32  # validation images at most, for the threshold of a map
 RANDOMISED = 16  # images at most, each explained once for every stage of the cascade
@@ -134,8 +134,8 @@ def explained(judge: Judge, rows: np.ndarray, split: str) -> dict:
         judge.thresholds = tuned_thresholds(judge)
     figures: list[Figures] = []
     with console.progress("explain", len(rows)) as bar:
-        for first in range(0, len(rows), judge.group):
-            part = rows[first : first + judge.group]
+        for first in range(0, len(rows), GROUP):
+            part = rows[first : first + GROUP]
             figures += judge.judge(part)
             bar.advance(len(part))
     patients = [judge.data.patients[row] for row in rows]
@@ -264,6 +264,11 @@ def _gaps(numbers: dict, model: Model, oracle: nn.Module | None) -> list[str]:
             "inverted_healthy" not in disentangled,
             "disentanglement.inverted_healthy",
             "no image explained is diseased",
+        ),
+        (
+            "realism_mid" not in numbers["path"],
+            "path.realism_mid",
+            "the model file holds no discriminator",
         ),
         (
             "swap" not in disentangled,

@@ -15,6 +15,7 @@ from cxr.train_cnn import to_tensor
 
 REJECTED = 0.1  # a reconstruction's gap in probability above which it does not stand for the image
 HEALTHY = 256  # training images at most that deletion may turn an image into
+GROUP = 4  # images judged at once; a discriminator compares so many
 Figures = dict[tuple[str, ...], float]  # by the keys that lead to them in evaluation.json
 
 
@@ -41,17 +42,12 @@ class Judge:
         self.healthy = self.healthy_images()  # [H, 1, R, R]
         self.thresholds: dict[str, float] = {}
 
-    @property
-    def group(self) -> int:
-        """How many images to judge at once: those the discriminator compares."""
-        return self.model.discriminator.config.group
-
     def explain(self, row: int, model: Model | None = None) -> Explanation:
         x = to_tensor(self.data.images[row : row + 1], self.device)
         return explain(x, model or self.model, refine=self.refine, seed=self.seed)
 
     def judge(self, rows: np.ndarray) -> list[Figures]:
-        """The figures of each of some rows, at most `group`."""
+        """The figures of each of some rows, at most GROUP."""
         found = [self.explain(row) for row in rows]
         figures = []
         for row, e in zip(rows, found):
@@ -103,6 +99,8 @@ class Judge:
         """The discriminator's mean score of each path's frames from dose 0.25 to 0.75, less that
         of its two ends: 0 or more where mid frames look as real. A frame is scored among the same
         frames of the other paths, as in training among other lungs."""
+        if "discriminator" not in self.model.networks:
+            return [float("nan")] * len(found)
         doses = found[0].doses
         frames = torch.stack([e.frames for e in found], 1)  # [F, n, 1, R, R]
         marks = torch.stack(

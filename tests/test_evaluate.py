@@ -342,3 +342,12 @@ def test_what_is_no_number_becomes_null_in_the_file(tmp_path):
     assert read["classifier"]["auroc"] == {"value": None, "low": None, "high": None, "n": 0}
     assert read["about"] == {"images": [1, 2]}
     assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]
+
+
+def test_a_model_without_its_discriminator_is_measured_but_for_that(model, xrays, tmp_path):
+    networks = {k: v for k, v in model.networks.items() if k != "discriminator"}
+    path = tmp_path / "shipped.safetensors"
+    type(model)(networks, model.info, model.buffers).save(path, half=True)
+    found = evaluate.evaluate(path, xrays, limit=2, refine=1, device="cpu")
+    assert "realism_mid" not in found["path"] and "spearman" in found["path"]
+    assert any("realism_mid is left out" in note for note in found["about"]["notes"])
