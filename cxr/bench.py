@@ -91,7 +91,7 @@ def _about(device: torch.device) -> dict:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "kernels": ": ".join(build.status()),
+        "kernels": build.status()[0],
         "date": date.today().isoformat(),
         "command": shlex.join(("cxrgan", *sys.argv[1:])),
     }
