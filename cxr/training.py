@@ -88,14 +88,14 @@ def find_device(name: str = "auto") -> torch.device:
         torch.cuda.set_device(device)
     else:
         _keep_freed_memory()
-    torch.set_flush_denormal(True)  # Adam's moments of idle weights decay to them: 2x slower steps
+    torch.set_flush_denormal(True)  # Adam's moments of idle weights decay to them, and crawl
     build.load()
     return device
 
 
 def _keep_freed_memory() -> None:
     """Have glibc reuse freed activations rather than hand them back: fresh pages cost more than
-    the arithmetic done on them (a third of a training step)."""
+    the arithmetic done on them."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: never map a tensor on its own
