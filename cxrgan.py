@@ -4,7 +4,6 @@ Nothing heavy is imported before a command runs, so that `cxrgan --help` answers
 """
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -104,6 +103,9 @@ fit_option = click.option(
     default="crop",
     help="How an image becomes square: its centre, or black bars.",
 )
+refine_option = click.option(
+    "--refine", type=click.IntRange(0), default=60, help="Steps of the inversion."
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of a table."
 )
@@ -132,6 +134,7 @@ def training_options(out: str, batch: int, images: int) -> Callable:
             help="Over all processes; a multiple of 16 for train-gan.",
         ),
         images_option(images, 1, "How many images training sees."),
+        click.option("--start", metavar="MODEL", help="Begin with this model's weights."),
         seed_option,
         device_option,
         click.option("--resume", is_flag=True, help="Go on with the run in --out."),
@@ -173,12 +176,12 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     DATA is a folder with one sub-folder per class, or a CSV of path,label[,patient].
     """
     quiet_unless_first()
-    from cxr import console
+    from cxr import console, tables
     from cxr.train_cnn import PRESETS, Config, train
 
     config = Config(data, **options)
     model = train(config, out, resume)
-    show_intervals(f"{data}, test", model.info["metrics"]["classifier"])
+    tables.classifier(f"{data}, test", model.info["metrics"]["classifier"])
     path = Path(out) / "model.safetensors"
     console.say(f"model: {path}")
     fitting = [name for name, preset in PRESETS.items() if preset.size == config.pixels]
@@ -202,7 +205,7 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
     [N, 1, R, R] in [-1, 1] to logits [N].
     """
     first = quiet_unless_first()
-    from cxr import console
+    from cxr import console, tables
     from cxr.checkpoints import load_model
     from cxr.train_gan import Config, train
 
@@ -211,7 +214,7 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
         return  # the file below is the first process's
     path = Path(out) / "model.safetensors"
     metrics = load_model(path).info["metrics"]["gan"]
-    rows = [(name, number(value)) for name, value in metrics.items()]
+    rows = [(name, tables.number(value)) for name, value in metrics.items()]
     console.table(f"{data}, validation", ("GAN", "value"), rows)
     console.say(f"model: {path}")
     own = options["classifier"] if ".py:" in options["classifier"] else None
@@ -232,7 +235,7 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
 )
 @click.option("--frames", type=click.IntRange(2, 200), default=17, help="Of the path.")
 @click.option("--restarts", type=click.IntRange(1, 64), default=2, help="Of the inversion.")
-@click.option("--refine", type=click.IntRange(0), default=60, help="Steps of the inversion.")
+@refine_option
 @seed_option
 @out_option("explanation", "A folder for each image is made in it.")
 @device_option
@@ -243,7 +246,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 
     IMAGE is a file or a folder of files; without one, the sample that ships is explained.
     """
-    from cxr import console
+    from cxr import console, tables
     from cxr import explain as explainer
     from cxr import images as pictures
 
@@ -265,7 +268,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
         for line in warnings:
             console.warn(f"{path}: {line}")
         if not as_json:
-            show_explanation(path, folder, numbers)
+            tables.explanation(path, folder, numbers)
     if as_json:
         print_json([{"image": str(path), **numbers} for path, _, numbers, _ in done])
     context.exit(status)
@@ -293,7 +296,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 @click.option(
     "--limit", type=click.IntRange(1), help="How many images to explain.", show_default="all"
 )
-@click.option("--refine", type=click.IntRange(0), default=60, help="Steps of the inversion.")
+@refine_option
 @data_options
 @seed_option
 @out_option("evaluation", "The folder for evaluation.json.")
@@ -301,7 +304,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 @json_option
 def evaluate(data: str, model: str, split: str, out: str, as_json: bool, **options) -> None:
     """Measure classifier, GAN and explanations on DATA."""
-    from cxr import console
+    from cxr import console, tables
     from cxr import evaluate as evaluation
 
     numbers = evaluation.evaluate(model, data, split, **options)
@@ -311,7 +314,7 @@ def evaluate(data: str, model: str, split: str, out: str, as_json: bool, **optio
     if as_json:
         print_json(numbers)
     else:
-        show_evaluation(f"{data}, {split}", numbers)
+        tables.evaluation(f"{data}, {split}", numbers)
         console.say(f"numbers: {path}")
 
 
@@ -418,10 +421,6 @@ def quiet_unless_first() -> bool:
     return first
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
-
-
 def follow(*words: str, **options) -> None:
     """Say which command comes next; options that are None are left out."""
     from cxr import console
@@ -434,64 +433,6 @@ def follow(*words: str, **options) -> None:
 
 def print_json(numbers: dict | list) -> None:
     click.echo(json.dumps(numbers, indent=1))
-
-
-def show_intervals(title: str, metrics: dict[str, dict]) -> None:
-    """The table of metrics that carry an interval: {name: {value, low, high, n}}."""
-    from cxr import console
-
-    rows = [
-        (name, number(m["value"]), f"{number(m['low'])} to {number(m['high'])}", m["n"])
-        for name, m in metrics.items()
-    ]
-    console.table(title, ("classifier", "value", "95% interval", "images"), rows)
-
-
-def show_evaluation(title: str, numbers: dict[str, dict]) -> None:
-    """A table of the figures, and one more for each part that compares methods."""
-    from cxr import console
-
-    compared = ("localisation", "faithfulness", "randomisation")
-    parts = {part: figures for part, figures in numbers.items() if part != "about"}
-    by_method = {part: parts.pop(part) for part in compared if part in parts}
-    rows = [
-        (part, name, number(m["value"]), f"{number(m['low'])} to {number(m['high'])}", m["n"])
-        for part, figures in parts.items()
-        for name, m in figures.items()
-    ]
-    console.table(title, ("part", "measure", "value", "95% interval", "images"), rows)
-    for part, methods in by_method.items():
-        if part == "randomisation":
-            methods = {name: {"all random": figure} for name, figure in methods.items()}
-        names = list(next(iter(methods.values())))
-        rows = [
-            (method, *(spread(own.get(name)) for name in names)) for method, own in methods.items()
-        ]
-        console.table(part, ("method", *names), rows)
-
-
-def spread(figure: dict | None) -> str:
-    """A figure in a narrow cell: value (low to high)."""
-    value, low, high = ((figure or {}).get(key) for key in ("value", "low", "high"))
-    return "-" if value is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
-
-
-def show_explanation(path: Path, folder: Path, numbers: dict) -> None:
-    from cxr import console
-
-    rows = [
-        ("P(disease), original", number(numbers["original"]["probability"])),
-        ("P(disease), reconstruction", number(numbers["reconstruction"]["probability"])),
-        ("P(disease), healthy end", number(numbers["probability"][0])),
-        ("P(disease), diseased end", number(numbers["probability"][-1])),
-        ("dose found", number(numbers["found_dose"])),
-        ("verdict flipped", "yes" if numbers["counterfactual"]["flipped"] else "no"),
-        ("SSIM of the reconstruction", number(numbers["reconstruction"]["ssim"])),
-        ("spread over restarts", number(numbers["restarts"]["spread"])),
-        ("completeness error", number(numbers["completeness_error"])),
-        ("written to", folder),
-    ]
-    console.table(click.format_filename(path.name), ("explanation", ""), rows)
 
 
 def gather(arguments: Sequence[str | Path]) -> tuple[list[Path], int]:

@@ -125,6 +125,20 @@ def _rebuild(name: str, config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     return network.float().eval().requires_grad_(False)
 
 
+def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
+    """Give the networks the weights that a model file holds under their names; those it lacks
+    stay as they are. Raises CxrError if one was built to another config."""
+    model = load_model(path)
+    for name, network in networks.items():
+        if name not in model.networks:
+            continue
+        if model.networks[name].config != network.config:
+            raise CxrError(
+                f"--start {path}: its {name} is of another size; start from a model of one preset"
+            )
+        network.load_state_dict(model.networks[name].state_dict())
+
+
 def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") -> Model:
     """A classifier from a model file, or from `FILE.py:FUNCTION`, a user's own.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxr import UsageError, augment, datasets, measures
-from cxr.checkpoints import Model
+from cxr.checkpoints import Model, start_from
 from cxr.datasets import Dataset
 from cxr.networks import PRESETS, Classifier
 from cxr.training import (
@@ -36,6 +36,7 @@ class Config:
     fit: str = "crop"
     negative: str | None = None
     patient_pattern: str | None = None
+    start: str | None = None  # a model whose weights are the first
     batch: int = 64
     images: int = 200_000  # that training sees
     tick: int = 8_192  # images between validations
@@ -87,6 +88,9 @@ class Trainer:
         self.config, self.data, self.device, self.world = config, data, device, world
         torch.manual_seed(config.seed)
         self.network = Classifier(PRESETS[config.preset].classifier).to(device)
+        if config.start:
+            start_from(config.start, {"classifier": self.network})
+            self.network.temperature.fill_(1.0)
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.ema)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]

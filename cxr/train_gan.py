@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxr import CxrError, UsageError, augment, datasets, images, measures, monitor, train_cnn
-from cxr.checkpoints import Model, load_classifier
+from cxr.checkpoints import Model, load_classifier, start_from
 from cxr.datasets import Dataset
 from cxr.networks import PRESETS, Discriminator, Encoder, Generator
 from cxr.train_cnn import predict, to_tensor
@@ -37,6 +37,7 @@ class Config:
     preset: str = "cxr64"
     negative: str | None = None
     patient_pattern: str | None = None
+    start: str | None = None  # a model whose weights are the first
     batch: int = 32
     images: int = 400_000  # that training sees
     tick: int = 8_192  # images between reports and saved states
@@ -141,6 +142,10 @@ class Trainer:
         self.G = Generator(preset.generator).to(device)
         self.E = Encoder(preset.encoder).to(device)
         self.D = Discriminator(preset.discriminator).to(device)
+        if config.start:
+            start_from(
+                config.start, {"generator": self.G, "encoder": self.E, "discriminator": self.D}
+            )
         self.G_ema, self.E_ema = (
             copy.deepcopy(n).eval().requires_grad_(False) for n in (self.G, self.E)
         )

@@ -1,0 +1,66 @@
+"""The tables that commands print."""
+
+import math
+from pathlib import Path
+
+import click
+
+from cxr import console
+
+COMPARED = ("localisation", "faithfulness", "randomisation")  # parts with a row for each method
+
+
+def classifier(title: str, metrics: dict[str, dict]) -> None:
+    """The table of metrics that carry an interval: {name: {value, low, high, n}}."""
+    rows = [
+        (name, number(m["value"]), f"{number(m['low'])} to {number(m['high'])}", m["n"])
+        for name, m in metrics.items()
+    ]
+    console.table(title, ("classifier", "value", "95% interval", "images"), rows)
+
+
+def evaluation(title: str, numbers: dict[str, dict]) -> None:
+    """A table of the figures, and one more for each part that compares methods."""
+    parts = {part: figures for part, figures in numbers.items() if part != "about"}
+    by_method = {part: parts.pop(part) for part in COMPARED if part in parts}
+    rows = [
+        (part, name, number(m["value"]), f"{number(m['low'])} to {number(m['high'])}", m["n"])
+        for part, figures in parts.items()
+        for name, m in figures.items()
+    ]
+    console.table(title, ("part", "measure", "value", "95% interval", "images"), rows)
+    for part, methods in by_method.items():
+        if part == "randomisation":
+            methods = {name: {"all random": figure} for name, figure in methods.items()}
+        names = list(next(iter(methods.values())))
+        rows = [
+            (method, *(spread(own.get(name)) for name in names)) for method, own in methods.items()
+        ]
+        console.table(part, ("method", *names), rows)
+
+
+def explanation(path: Path, folder: Path, numbers: dict) -> None:
+    rows = [
+        ("P(disease), original", number(numbers["original"]["probability"])),
+        ("P(disease), reconstruction", number(numbers["reconstruction"]["probability"])),
+        ("P(disease), healthy end", number(numbers["probability"][0])),
+        ("P(disease), diseased end", number(numbers["probability"][-1])),
+        ("dose found", number(numbers["found_dose"])),
+        ("verdict flipped", "yes" if numbers["counterfactual"]["flipped"] else "no"),
+        ("SSIM of the reconstruction", number(numbers["reconstruction"]["ssim"])),
+        ("spread over restarts", number(numbers["restarts"]["spread"])),
+        ("completeness error", number(numbers["completeness_error"])),
+        ("written to", folder),
+    ]
+    console.table(click.format_filename(path.name), ("explanation", ""), rows)
+
+
+def number(value: float | None) -> str:
+    """Four decimals, or a dash for what is no number."""
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def spread(figure: dict | None) -> str:
+    """A figure in a narrow cell: value (low to high)."""
+    value, low, high = ((figure or {}).get(key) for key in ("value", "low", "high"))
+    return "-" if value is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
