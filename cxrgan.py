@@ -170,6 +170,12 @@ def cli(context: click.Context) -> None:
 @training_options(out="runs/cnn", batch=64, images=200_000)
 @size_option(show_default="the preset's")
 @fit_option
+@click.option(
+    "--fold",
+    type=click.IntRange(0, 9),
+    default=0,
+    help="Which tenth of the patients is tested; the model remembers.",
+)
 def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     """Train a classifier on labelled X-rays.
 

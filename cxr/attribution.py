@@ -140,6 +140,18 @@ def latent_integrated_gradients(
         steps = min(2 * steps, max_steps)
 
 
+def smooth(heat: Tensor, sigma: float) -> Tensor:
+    """A map [R, R] blurred by a Gaussian of `sigma` pixels that is reflected at the border: what
+    the map sums to stays what it was."""
+    size = heat.shape[-1]
+    ramp = torch.arange(size, device=heat.device, dtype=heat.dtype)
+    apart = ramp[:, None] - ramp
+    mirrored = [apart, ramp[:, None] + ramp + 1, ramp[:, None] + ramp + 1 - 2 * size]
+    kernel = sum((-(d / sigma).square() / 2).exp() for d in mirrored)  # [R, R], symmetric
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    return kernel.T @ heat @ kernel
+
+
 def _line_integral(classifier: nn.Module, x: Tensor, baseline: Tensor, steps: int) -> Tensor:
     """(x - baseline) times the mean gradient between them, by the midpoint rule: [R, R]."""
     t = (torch.arange(steps, device=x.device) + 0.5) / steps

@@ -18,7 +18,10 @@ import numpy as np
 from cxr import CxrError, UsageError, console, images
 
 SPLITS = ("train", "val", "test")
-SPLIT_RULE = "u = first 8 bytes of sha256(patient) / 2^64; u < 0.8 train, u < 0.9 val, else test"
+SPLIT_RULE = (
+    "u = first 8 bytes of sha256(patient) / 2^64 + fold / 10, modulo 1; "
+    "u < 0.8 train, u < 0.9 val, else test"
+)
 CACHE_VERSION = 1  # raise it whenever images.load gives other pixels for the same file
 
 NEGATIVE_NAMES = {"normal", "negative", "nofinding", "healthy", "control", "0"}
@@ -105,13 +108,14 @@ def open_dataset(
     fit: str = "crop",
     negative: str | None = None,
     patient_pattern: str | None = None,
+    fold: int = 0,
 ) -> Dataset:
     """Open a folder with one sub-folder per class, or a CSV with columns path,label[,patient].
 
     Images are decoded once, to `size` x `size` pixels by `images.load(path, size, fit)`, into a
     cache. `negative` names the healthy class against all the rest; by default it is known by its
     name (NORMAL, no_finding, healthy...). For `patient_pattern` see `patient_of`; a patient named
-    in the CSV goes first. Unreadable images are counted and left out with a warning.
+    in the CSV goes first. `fold` is of `split_of`. Unreadable images are counted and left out with a warning.
 
     Raises UsageError if DATA does not exist, the negative class cannot be told or the pattern is
     unfit; CxrError if the CSV is malformed, there are fewer than two classes, or one is left empty.
@@ -138,17 +142,19 @@ def open_dataset(
         images=pixels,
         labels=np.array([item.label != healthy for item in items], dtype=np.int64),
         patients=patients,
-        splits=np.array([split_of(patient) for patient in patients]),
+        splits=np.array([split_of(patient, fold) for patient in patients]),
         paths=tuple(item.path for item in items),
         classes=(healthy, "+".join(name for name in classes if name != healthy)),
         name=data.stem,
     )
 
 
-def split_of(patient: str) -> str:
-    """The split of a patient, "train" (80%), "val" or "test" (10% each): see `SPLIT_RULE`."""
+def split_of(patient: str, fold: int = 0) -> str:
+    """The split of a patient, "train" (80%), "val" or "test" (10% each): see `SPLIT_RULE`. Each
+    patient is in the test split of one of the ten folds, 0 to 9."""
     digest = hashlib.sha256(patient.encode("utf-8", "surrogateescape")).digest()
     u = int.from_bytes(digest[:8], "big") / 2**64
+    u = (u + fold / 10) % 1
     return "train" if u < 0.8 else "val" if u < 0.9 else "test"
 
 

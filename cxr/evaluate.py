@@ -89,7 +89,14 @@ def evaluate(
 
 def _open(model: Model, data: str | Path, negative: str | None, pattern: str | None) -> Dataset:
     info = model.info
-    dataset = open_dataset(data, info["size"], info["fit"], negative or info["classes"][0], pattern)
+    dataset = open_dataset(
+        data,
+        info["size"],
+        info["fit"],
+        negative or info["classes"][0],
+        pattern,
+        info.get("fold", 0),
+    )
     if negative is None and dataset.classes != tuple(info["classes"]):
         raise UsageError(
             f"{data} holds {' and '.join(dataset.classes)}, the model tells "

@@ -215,7 +215,9 @@ def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
 def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], float]:
     """Maps [R, R] by name, and the completeness error of the latent integrated gradient.
 
-    The latent path runs from dose 0 to the dose found, or to 1 where the image is healthy.
+    Its path is the one from dose 0 to the dose found (to 1 where the image is healthy), laid over
+    the original, so that it ends (begins) in the original itself; the map is smoothed by a
+    Gaussian of R / 32 pixels.
     """
     x, codes = found.image, found.codes
     end = found.directions[:1] * (codes.z2[:1].norm() if found.sick else 1.0)
@@ -225,16 +227,21 @@ def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], floa
         z2 = t.to(end.device)[:, None] * end
         return model.generator(w1, z2, codes.noises(len(t))).clamp(-1, 1)
 
-    latent, error, _ = attribution.latent_integrated_gradients(model.classifier, along)
     with torch.no_grad():
         first, last = along(torch.tensor([0.0, 1.0]))
+    rest = x - (last if found.sick else first)  # what the generator could not draw
+
+    def overlaid(t: Tensor) -> Tensor:
+        return (along(t) + rest).clamp(-1, 1)
+
+    latent, error, _ = attribution.latent_integrated_gradients(model.classifier, overlaid)
     baseline = model.buffers.get("mean_image", x.mean().expand_as(x))
     ig, _ = attribution.integrated_gradients(
         model.classifier, x, baseline, tolerance=0.05, max_steps=128
     )
     maps = {
+        "latent_ig": attribution.smooth(latent, x.shape[-1] / 32),
         "difference": (last - first)[0],
-        "latent_ig": latent,
         "gradient": attribution.gradient(model.classifier, x)[0],
         "integrated_gradients": ig[0],
     }

@@ -36,6 +36,7 @@ class Config:
     fit: str = "crop"
     negative: str | None = None
     patient_pattern: str | None = None
+    fold: int = 0  # of ten, for cross-validation
     start: str | None = None  # a model whose weights are the first
     batch: int = 64
     images: int = 200_000  # that training sees
@@ -64,7 +65,12 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     if config.batch % world.size:
         raise UsageError(f"--batch {config.batch} cannot be shared by {world.size} processes")
     data = datasets.open_dataset(
-        config.data, config.pixels, config.fit, config.negative, config.patient_pattern
+        config.data,
+        config.pixels,
+        config.fit,
+        config.negative,
+        config.patient_pattern,
+        config.fold,
     )
     for split in datasets.SPLITS:  # a class that is missing is told before hours of training
         data.by_class(split)
@@ -212,6 +218,7 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
         "fit": config.fit,
         "classes": list(data.classes),
         "split": datasets.SPLIT_RULE,
+        "fold": config.fold,
         "provenance": {"data": data.name, "counts": data.counts(), "classifier": seen},
         "metrics": {"classifier": classifier_metrics(network, data, "test", device)},
         "thresholds": {"likeness": likeness_threshold(data, mean)},

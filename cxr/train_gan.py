@@ -86,7 +86,12 @@ def open_data(config: Config, model: Model) -> Dataset:
     classes = model.info.get("classes", [config.negative])
     negative = config.negative or classes[0]
     data = datasets.open_dataset(
-        config.data, size, model.info.setdefault("fit", "crop"), negative, config.patient_pattern
+        config.data,
+        size,
+        model.info.setdefault("fit", "crop"),
+        negative,
+        config.patient_pattern,
+        model.info.get("fold", 0),
     )
     if model.info.setdefault("classes", list(data.classes)) != list(data.classes):
         told, held = (" and ".join(names) for names in (classes, data.classes))

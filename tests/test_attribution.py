@@ -298,3 +298,12 @@ def test_captum_finds_the_same_integrated_gradients(cnn, x, baseline):
     )[:, 0]
     ours, _ = attribution.integrated_gradients(cnn, x, baseline, steps=32, max_steps=32)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_smoothing_keeps_the_sum_and_a_constant():
+    heat = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    blurred = attribution.smooth(heat, 1.5)
+    assert blurred.sum().item() == pytest.approx(heat.sum().item(), abs=1e-4)
+    assert blurred.std() < heat.std() / 2
+    torch.testing.assert_close(attribution.smooth(torch.ones(16, 16), 1.5), torch.ones(16, 16))
+    torch.testing.assert_close(attribution.smooth(heat.T, 1.5), blurred.T)

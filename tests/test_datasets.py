@@ -494,3 +494,9 @@ def test_real_data_is_split_by_patient_in_fair_shares(name, images, patients, tm
     for split, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
         for label in (0, 1):
             assert abs(found.counts()[split][label] / images[label] - share) < 0.05
+
+
+def test_each_patient_is_tested_in_one_of_ten_folds():
+    tested = [[fold for fold in range(10) if split_of(f"p{i}", fold) == "test"] for i in range(200)]
+    assert {len(folds) for folds in tested} == {1}
+    assert {fold for (fold,) in tested} == set(range(10))

@@ -80,13 +80,17 @@ def test_every_frame_is_scored_by_the_classifier_itself(bright, image):
     assert e.numbers["logit"] == pytest.approx(e.logits.tolist())
 
 
-def test_latent_integrated_gradient_sums_to_the_change_of_the_logit(bright, image):
-    e = explain.explain(image, bright, **QUICK)
+@pytest.mark.parametrize("shade", [60, 200])
+def test_latent_integrated_gradient_sums_to_the_change_of_the_logit(bright, shade):
+    picture = np.random.default_rng(0).normal(shade, 30, (32, 32)).clip(0, 255).astype(np.uint8)
+    e = explain.explain(picture, bright, **QUICK)
+    assert e.sick == (shade == 200)
     assert e.numbers["completeness_error"] < 0.01
     full = e.codes.z2[:1].norm() if e.sick else 1.0
     ends = torch.cat([0 * e.directions[:1], full * e.directions[:1]])
     x = bright.generator(e.codes.w1[:1].expand(2, -1, -1), ends, e.codes.noises(2)).clamp(-1, 1)
-    change = bright.classifier(x).diff().item()
+    laid = (e.image + x - x[int(e.sick)]).clamp(-1, 1)  # over the original, which is one end
+    change = bright.classifier(laid).diff().item()
     assert e.maps["latent_ig"].sum().item() == pytest.approx(change, rel=0.01, abs=0.002)
 
 
