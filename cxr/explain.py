@@ -54,8 +54,9 @@ class Explanation:
         folder.mkdir(parents=True, exist_ok=True)
         images.write_gif(folder / "explanation.gif", self.film(), 0.12)
         images.write_png(folder / "panel.png", self.panel())
-        rows = zip(*(self.numbers[key] for key in ("dose", "logit", "probability")))
-        lines = ["dose,logit,probability"] + [f"{d:.4f},{z:.4f},{p:.6f}" for d, z, p in rows]
+        columns = ("dose", "logit", "probability", "probability_overlaid")
+        rows = zip(*(self.numbers[key] for key in columns))
+        lines = [",".join(columns)] + [f"{d:.4f},{z:.4f},{p:.6f},{o:.6f}" for d, z, p, o in rows]
         write_text(folder / "response.csv", "\n".join(lines) + "\n")
         write_text(folder / "explanation.json", json.dumps(self.numbers, indent=1) + "\n")
         noise = {f"noise.{i}": eps for i, eps in enumerate(self.codes.noise)}
@@ -69,8 +70,9 @@ class Explanation:
         """The frames of the GIF, uint8 RGB."""
         return figures.film(
             to_uint8(self.frames[:, 0]),
+            to_uint8(self.overlaid[:, 0]),
             self.doses.tolist(),
-            self.numbers["probability"],
+            list(zip(self.numbers["probability"], self.numbers["probability_overlaid"])),
             positive=self.classes[1],
             found=self.numbers["found_dose"],
         )
@@ -255,7 +257,7 @@ def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], floa
 @torch.no_grad()
 def measure(found: Explanation, model: Model) -> dict:
     """The numbers of explanation.json but the completeness error."""
-    logits = found.logits
+    logits, laid = found.logits, model.classifier(found.overlaid)
     change = (logits[-1] - logits[0]).abs().clamp_min(1e-6)
     mean = model.buffers.get("mean_image")
     return {
@@ -268,10 +270,11 @@ def measure(found: Explanation, model: Model) -> dict:
         "dose": found.doses.tolist(),
         "logit": logits.tolist(),
         "probability": logits.sigmoid().tolist(),
+        "probability_overlaid": laid.sigmoid().tolist(),
         "logit_gap": (logits - model.logit(found.doses)).abs().median().item(),
         "largest_jump": (logits.diff().abs().max() / change).item(),
         "reconstruction": _reconstruction(found, model),
-        "counterfactual": _counterfactual(found, model),
+        "counterfactual": _counterfactual(found, laid),
         "restarts": _restarts(found, model),
         "directions": [] if found.sick else _directions(found, model),
         "likeness": None if mean is None else likeness(found.image, mean).item(),
@@ -299,18 +302,18 @@ def _reconstruction(found: Explanation, model: Model) -> dict[str, float]:
     }
 
 
-def _counterfactual(found: Explanation, model: Model) -> dict:
-    """The path's end that is of the other class, alone and laid over the image."""
+def _counterfactual(found: Explanation, laid: Tensor) -> dict:
+    """The path's end that is of the other class, alone and laid over the image; `laid` are the
+    logits [F] of the latter."""
     frame = 0 if found.sick else len(found.doses) - 1
     end, logit = found.frames[frame], found.logits[frame].item()
-    laid = model.classifier(found.overlaid[frame : frame + 1]).item()
     changed = (found.copies[0] - end).abs() > 2 * CHANGED
     return {
         "frame": frame,
         "probability": _sigmoid(logit),
-        "probability_overlaid": _sigmoid(laid),
+        "probability_overlaid": _sigmoid(laid[frame].item()),
         "flipped": (logit > 0) != found.sick,
-        "flipped_overlaid": (laid > 0) != found.sick,
+        "flipped_overlaid": (laid[frame].item() > 0) != found.sick,
         "l1_original": _l1(found.image - end),
         "l1_reconstruction": _l1(found.copies[0] - end),
         "changed_pixels": changed.float().mean().item(),

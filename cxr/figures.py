@@ -18,6 +18,7 @@ TEXT, MUTED = (236, 239, 244), (150, 158, 172)
 HEALTHY, DISEASED = (86, 164, 255), (255, 96, 72)  # also less and more, in a signed heat map
 GLOW = (255, 214, 64)
 SIDE, GAP, LINE = 256, 16, 24  # of a panel: a tile, the space around it, a line of text
+FILM = ("as the GAN draws it", "the change laid over the original")
 FOOTER = "research only, no diagnosis"
 
 Colour = tuple[int, int, int]
@@ -25,22 +26,25 @@ Tile = tuple[str, np.ndarray, np.ndarray | None, bool]
 
 
 def film(
-    frames: np.ndarray,
+    drawn: np.ndarray,
+    overlaid: np.ndarray,
     doses: Sequence[float],
-    probabilities: Sequence[float],
+    probabilities: Sequence[tuple[float, float]],
     positive: str = "pneumonia",
     found: float | None = None,
 ) -> list[np.ndarray]:
     """The X-ray at each dose beside the CNN's response so far, one figure per frame.
 
-    frames: uint8 [F, R, R]; doses, probabilities: F numbers in [0, 1]; positive: the name of the
-    diseased class; found: the dose at which the explained image itself was found, marked on the
-    dose axis. Returns F figures, uint8 [H, W, 3], of the same size.
+    drawn, overlaid: uint8 [F, R, R], the generator's frames and the path laid over the original;
+    doses: F numbers in [0, 1]; probabilities: F pairs of them, the response to either; positive:
+    the name of the diseased class; found: the dose at which the explained image itself was found,
+    marked on the dose axis. Returns F figures, uint8 [H, W, 3], of the same size.
     """
-    points = list(zip(doses, probabilities, strict=True))
+    pictures = list(zip(drawn, overlaid, strict=True))
+    points = [(dose, *pair) for dose, pair in zip(doses, probabilities, strict=True)]
     return [
-        _film_frame(frame, points[: count + 1], positive, found)
-        for count, frame in enumerate(frames)
+        _film_frame(pair, points[: count + 1], positive, found)
+        for count, (pair, _) in enumerate(zip(pictures, points, strict=True))
     ]
 
 
@@ -112,23 +116,30 @@ def _draw_legend(canvas: "_Canvas", x: float, y: float, kinds: list[bool]) -> No
 
 
 def _film_frame(
-    frame: np.ndarray, points: list[tuple[float, float]], positive: str, found: float | None
+    pictures: tuple[np.ndarray, np.ndarray],
+    points: list[tuple[float, float, float]],
+    positive: str,
+    found: float | None,
 ) -> np.ndarray:
-    canvas = _Canvas(720, 384)
-    dose, probability = points[-1]
-    canvas.picture(20, 20, overlay(frame, None, False, 320 * FINE))
-    end = canvas.text(366, 46, "dose", 28, TEXT, "ls")
+    canvas = _Canvas(1056, 404)
+    dose, probability, _ = points[-1]
+    for x, picture, name in zip((20, 356), pictures, FILM):
+        canvas.picture(x, 20, overlay(picture, None, False, 320 * FINE))
+        canvas.text(x, 348, name, 15, TEXT)
+    end = canvas.text(702, 46, "dose", 28, TEXT, "ls")
     canvas.text(end + 8, 46, f"{dose:.2f}", 28, TEXT, "ls")
     colour = _response_colour(probability)
-    end = canvas.text(366, 82, f"P({positive})", 28, colour, "ls", width=260)
+    end = canvas.text(702, 82, f"P({positive})", 28, colour, "ls", width=260)
     canvas.text(end + 8, 82, f"{probability:.2f}", 28, colour, "ls")
-    _draw_curve(canvas, points, found)
-    canvas.text(20, 354, FOOTER, 13, MUTED)
+    _draw_curves(canvas, points, found)
+    canvas.text(20, 376, FOOTER, 13, MUTED)
     return canvas.array()
 
 
-def _draw_curve(canvas: "_Canvas", points: list[tuple[float, float]], found: float | None) -> None:
-    left, top, right, bottom = 402, 116, 690, 318
+def _draw_curves(
+    canvas: "_Canvas", points: list[tuple[float, float, float]], found: float | None
+) -> None:
+    left, top, right, bottom = 738, 116, 1026, 318
 
     def place(dose: float, probability: float) -> tuple[float, float]:
         return left + min(dose, 1) * (right - left), bottom - probability * (bottom - top)
@@ -144,10 +155,13 @@ def _draw_curve(canvas: "_Canvas", points: list[tuple[float, float]], found: flo
         x = place(found, 0)[0]
         canvas.line([(x, top), (x, bottom)], TEXT, 1.5, dash=3)
         canvas.text(min(max(x, left + 34), right - 34), top - 7, "this image", 15, TEXT, "ms")
-    curve = [place(*point) for point in points]
-    for ends, (_, probability) in zip(pairwise(curve), points[1:], strict=True):
+    laid, curve = ([place(point[0], point[which]) for point in points] for which in (2, 1))
+    for ends in pairwise(laid):
+        canvas.line(ends, MUTED, 2)
+    for ends, (_, probability, _) in zip(pairwise(curve), points[1:], strict=True):
         canvas.line(ends, _response_colour(probability), 4)
     canvas.dot(*curve[-1], 7, _response_colour(points[-1][1]))
+    canvas.text(702, 376, "coloured: the GAN's frames; grey: over the original", 13, MUTED)
 
 
 def _response_colour(probability: float) -> Colour:

@@ -6,7 +6,8 @@ import pytest
 from cxr import figures
 
 FRAMES = np.random.default_rng(0).integers(40, 200, (5, 32, 32), dtype=np.uint8)
-DOSES, RESPONSE = np.linspace(0, 1, 5), [0.02, 0.1, 0.5, 0.9, 0.97]
+LAID = FRAMES[:, ::-1]
+DOSES, RESPONSE = np.linspace(0, 1, 5), [(p, 1 - p) for p in (0.02, 0.1, 0.5, 0.9, 0.97)]
 GREY = np.full((32, 32), 100, np.uint8)
 
 
@@ -18,48 +19,49 @@ def margin(figure, width=8):
 
 
 def test_a_film_has_one_figure_per_frame_and_its_curve_grows():
-    film = figures.film(FRAMES, DOSES, RESPONSE)
+    film = figures.film(FRAMES, LAID, DOSES, RESPONSE)
     assert len(film) == 5
-    assert {(figure.shape, figure.dtype) for figure in film} == {((384, 720, 3), np.dtype("u1"))}
-    plots = [figure[120:314, 404:688].astype(int) for figure in film]
+    assert {(figure.shape, figure.dtype) for figure in film} == {((404, 1056, 3), np.dtype("u1"))}
+    plots = [figure[120:314, 740:1024].astype(int) for figure in film]
     reach = [np.flatnonzero((np.ptp(plot, axis=-1) > 30).any(axis=0)).max() for plot in plots]
     np.testing.assert_allclose(reach, DOSES * 284, atol=10)  # the dot's radius, and the crop
 
 
-def test_the_xray_stands_at_the_left_of_its_own_frame():
-    film = figures.film(FRAMES, DOSES, RESPONSE)
-    for frame, figure in zip(FRAMES, film, strict=True):
-        shown = figure[20:340, 20:340, 0].reshape(32, 10, 32, 10).mean(axis=(1, 3))
-        assert np.corrcoef(shown.ravel(), frame.ravel())[0, 1] > 0.95
+def test_both_xrays_stand_in_their_own_frame():
+    film = figures.film(FRAMES, LAID, DOSES, RESPONSE)
+    for pair, figure in zip(zip(FRAMES, LAID), film, strict=True):
+        for frame, left in zip(pair, (20, 356)):
+            shown = figure[20:340, left : left + 320, 0].reshape(32, 10, 32, 10).mean(axis=(1, 3))
+            assert np.corrcoef(shown.ravel(), frame.ravel())[0, 1] > 0.95
 
 
 def test_the_curve_is_blue_where_healthy_and_red_where_diseased():
-    first, last = (figures.film(FRAMES, DOSES, RESPONSE)[index] for index in (0, -1))
-    assert tuple(first[314, 402]) == figures._response_colour(0.02)
-    assert tuple(last[122, 690]) == figures._response_colour(0.97)
+    first, last = (figures.film(FRAMES, LAID, DOSES, RESPONSE)[index] for index in (0, -1))
+    assert tuple(first[314, 738]) == figures._response_colour(0.02)
+    assert tuple(last[122, 1026]) == figures._response_colour(0.97)
     assert figures._response_colour(0) == figures.HEALTHY
     assert figures._response_colour(1) == figures.DISEASED
 
 
 def test_the_found_dose_is_marked_where_it_lies():
-    plain = figures.film(FRAMES[:1], [0.0], [0.1])[0].astype(int)
+    plain = figures.film(FRAMES[:1], LAID[:1], [0.0], [(0.1, 0.1)])[0].astype(int)
     for found in (0.25, 0.75, 1.3):  # beyond the axis: at its end
-        marked = figures.film(FRAMES[:1], [0.0], [0.1], found=found)[0]
+        marked = figures.film(FRAMES[:1], LAID[:1], [0.0], [(0.1, 0.1)], found=found)[0]
         columns = np.flatnonzero((marked != plain)[130:300].any(axis=(0, 2)))
-        assert columns.mean() == pytest.approx(402 + min(found, 1) * 288, abs=1)
+        assert columns.mean() == pytest.approx(738 + min(found, 1) * 288, abs=1)
 
 
 @pytest.mark.parametrize("positive", ["pneumonia", "COVID+PNEUMONIA", "W" * 80])
 @pytest.mark.parametrize("dose", [0.0, 1.0])
 def test_no_class_name_runs_over_a_films_edge(positive, dose):
-    figure = figures.film(FRAMES[:1], [dose], [dose], positive, found=dose)[0]
+    figure = figures.film(FRAMES[:1], LAID[:1], [dose], [(dose, dose)], positive, found=dose)[0]
     assert (margin(figure) == figures.BACKGROUND).all()
-    assert (figure[56:90, 626:710] != figures.BACKGROUND).any() or positive == "pneumonia"
+    assert (figure[56:90, 962:1046] != figures.BACKGROUND).any() or positive == "pneumonia"
 
 
 def test_a_film_refuses_lists_of_different_lengths():
     with pytest.raises(ValueError):
-        figures.film(FRAMES, DOSES, RESPONSE[:-1])
+        figures.film(FRAMES, LAID, DOSES, RESPONSE[:-1])
 
 
 @pytest.mark.parametrize("count, columns, rows", [(1, 1, 1), (5, 5, 1), (6, 5, 2), (11, 5, 3)])
