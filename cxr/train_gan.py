@@ -46,7 +46,7 @@ class Config:
     r1_every: int = 16  # steps
     response: float = 0.3  # weight of the classifier's loss
     latent: float = 1.0  # weight of latent reconstruction and structure consistency
-    image: float = 2.0  # weight of image reconstruction
+    image: float = 0.5  # weight of image reconstruction
     ema: int = 10_000  # images over which half of the average is renewed
     target: float = 0.6  # of the discriminator's overfitting sign, for adaptive augmentation
     seed: int = 0

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cxr import CxrError, UsageError, checkpoints
+from cxr.networks import PRESETS, Classifier, Discriminator, Generator
 
 
 def test_model_file_gives_back_the_same_answers(model, model_file):
@@ -158,3 +159,23 @@ class Detached(Own):
     assert checkpoints.load_classifier(f"{tmp_path / 'own.py'}:Own", 32).classifier is not None
     with pytest.raises(CxrError, match="has no gradient"):
         checkpoints.load_classifier(f"{tmp_path / 'own.py'}:Detached", 32)
+
+
+def test_training_may_start_from_a_models_weights(model, model_file, classifier_file):
+    fresh = {
+        "generator": Generator(PRESETS["tiny"].generator),
+        "discriminator": Discriminator(PRESETS["tiny"].discriminator),
+    }
+    before = fresh["generator"].const.clone()
+    checkpoints.start_from(classifier_file, fresh)  # holds neither
+    assert torch.equal(fresh["generator"].const, before)
+    checkpoints.start_from(model_file, fresh)
+    for name, network in fresh.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, model.networks[name].state_dict()[key])
+
+
+def test_weights_of_another_size_are_no_start(model_file):
+    other = {"classifier": Classifier(PRESETS["cxr64"].classifier)}
+    with pytest.raises(CxrError, match="its classifier is of another size"):
+        checkpoints.start_from(model_file, other)

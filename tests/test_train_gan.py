@@ -38,6 +38,14 @@ def test_doses_are_the_classifiers_response_between_two_quantiles(gan):
     assert 0.3 < np.median(diseased) < 1
 
 
+def test_a_run_may_start_from_another_models_weights(xrays, own_classifier, model_file, tmp_path):
+    gan = trainer(xrays, own_classifier, tmp_path / "run", batch=16, start=str(model_file))
+    begun = checkpoints.load_model(model_file)
+    for network in (gan.G, gan.G_ema):
+        assert torch.equal(network.const, begun.generator.const)
+    assert torch.equal(gan.D.stem.weight, begun.discriminator.stem.weight)
+
+
 def test_fakes_come_in_pairs_of_one_structure_at_dose_zero_and_above(gan):
     batch = gan.draw(0)
     fakes = gan.generate(batch)
