@@ -43,7 +43,8 @@ def test_a_run_may_start_from_another_models_weights(xrays, own_classifier, mode
     begun = checkpoints.load_model(model_file)
     for network in (gan.G, gan.G_ema):
         assert torch.equal(network.const, begun.generator.const)
-    assert torch.equal(gan.D.stem.weight, begun.discriminator.stem.weight)
+    assert torch.equal(gan.D.stem_bias, begun.discriminator.stem_bias)
+    assert torch.equal(gan.D.hidden.weight, begun.discriminator.hidden.weight)
 
 
 def test_fakes_come_in_pairs_of_one_structure_at_dose_zero_and_above(gan):
