@@ -51,7 +51,7 @@ setup(
     extras_require={
         "test": ["pytest", "ruff", "coverage", "captum", "setuptools>=70.1"],
         "dicom": ["pydicom>=3"],
-        "plots": ["matplotlib"],
+        "plots": ["matplotlib>=3.7"],
     },
     entry_points={"console_scripts": ["cxrgan=cxrgan:main"]},
     py_modules=["cxrgan"],

@@ -7,19 +7,20 @@ import json
 import math
 import platform
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, __version__, console, measures, scores
+from cxr import CxrError, UsageError, __version__, console, measures, plots, scores
 from cxr.checkpoints import Model, load_classifier, load_model
 from cxr.datasets import Dataset, open_dataset
-from cxr.explain import write_text
+from cxr.explain import Explanation, write_text
 from cxr.judge import GROUP, Figures, Judge, mask_files
 from cxr.monitor import draw_codes, walk
-from cxr.train_cnn import classifier_metrics, to_tensor
+from cxr.train_cnn import classifier_metrics, predict, to_tensor
 from cxr.training import find_device
 
 SEEN = {  # how the model's own data set was used, split by split
@@ -31,6 +32,8 @@ EXPLAINER = {"encoder", "generator"}
 DRAWN = 512  # random lungs, for disentanglement
 TUNED = 32  # validation images at most, for the threshold of a map
 RANDOMISED = 16  # images at most, each explained once for every stage of the cascade
+SHOWN = 6  # examples in a figure
+COMPARED = 20_000  # images at most whose features are compared
 CHUNK = 64  # images generated at once
 
 
@@ -38,6 +41,7 @@ def evaluate(
     model: str | Path,
     data: str | Path,
     split: str = "test",
+    out: str | Path | None = None,
     *,
     masks: str | Path | None = None,
     lungs: str | Path | None = None,
@@ -55,6 +59,7 @@ def evaluate(
     ----------
     model : a model file or a shipped model's name
     data, patient_pattern : as in `open_dataset`
+    out : a folder for `evaluation.json` and `figures/`; by default nothing is written
     masks, lungs : folders with a mask of the disease, of the lungs, called like its image
     oracle : an independently trained classifier, as `load_classifier` takes it
     limit : how many images of the split are explained, drawn by chance; by default all
@@ -74,17 +79,29 @@ def evaluate(
     dataset = _open(loaded, data, negative, patient_pattern)
     other = load_oracle(oracle, loaded, dataset, device) if oracle else None
     places = mask_files(masks, "--masks", dataset), mask_files(lungs, "--lungs", dataset)
+    if out is not None:  # what could fail in the end is tried before the hours of explaining
+        Path(out).mkdir(parents=True, exist_ok=True)
+    draws = out is not None and plots.installed()
     numbers = {"classifier": classifier_metrics(loaded.classifier, dataset, split, device)}
     about = _about(loaded, dataset, split)
     about |= {"oracle": oracle, "feature_space": None, "seeds": {"evaluation": seed}}
+    responses, kept = np.empty((0, 0)), {}
     if EXPLAINER <= loaded.networks.keys():
         if hasattr(other, "features"):
             numbers["generator"] = realism(loaded, other, dataset, split, seed)
             about["feature_space"] = f"pooled features of {oracle}"
         judge = Judge(loaded, dataset, other, *places, refine, seed)
-        numbers |= explained(judge, drawn_rows(dataset, split, limit, seed), split)
+        rows = drawn_rows(dataset, split, limit, seed)
+        of_explanations, responses, kept = explained(judge, rows, split)
+        numbers |= of_explanations
     about["notes"] += _gaps(numbers, loaded, other)
-    return _without_nan(numbers | {"about": about})
+    numbers = without_nan(numbers | {"about": about})
+    if out is not None:
+        write(numbers, out)
+    if draws:
+        material = _material(loaded, dataset, split, responses, kept)
+        plots.draw(Path(out) / "figures", numbers, material)
+    return numbers
 
 
 def _open(model: Model, data: str | Path, negative: str | None, pattern: str | None) -> Dataset:
@@ -135,30 +152,39 @@ def drawn_rows(data: Dataset, split: str, limit: int | None, seed: int) -> np.nd
     return np.random.default_rng(seed).permutation(data.rows(split))[:limit]
 
 
-def explained(judge: Judge, rows: np.ndarray, split: str) -> dict:
-    """All parts that come from explanations, and what random lungs show."""
+def explained(
+    judge: Judge, rows: np.ndarray, split: str
+) -> tuple[dict, np.ndarray, dict[int, Explanation]]:
+    """All parts that come from explanations, and what random lungs show.
+
+    Returns them, the logits along each path [images, F], and the first 16 explanations by row.
+    """
     if split in ("test", "train"):  # of thresholds tuned on what is measured nothing is learnt
         judge.thresholds = tuned_thresholds(judge)
     figures: list[Figures] = []
+    responses: list[np.ndarray] = []
+    kept: dict[int, Explanation] = {}  # all others are forgotten: they are large
     with console.progress("explain", len(rows)) as bar:
         for first in range(0, len(rows), GROUP):
             part = rows[first : first + GROUP]
-            figures += judge.judge(part)
+            found = [judge.explain(row) for row in part]
+            figures += judge.judge(part, found)
+            responses += [e.logits.cpu().numpy() for e in found]
+            kept |= list(zip(part, found))[: RANDOMISED - len(kept)]
             bar.advance(len(part))
     patients = [judge.data.patients[row] for row in rows]
     numbers = intervals(figures, patients)
-    disentangled = random_lungs(judge.model, judge.seed)
+    disentangled = random_lungs(judge.model, judge.seed, judge.oracle)
     numbers["disentanglement"] = disentangled | numbers.get("disentanglement", {})
-    few = rows[:RANDOMISED]
-    with console.progress("randomise", len(few)) as bar:
+    with console.progress("randomise", len(kept)) as bar:
         stages = []
-        for row in few:
-            stages.append(judge.randomisation(row))
+        for row, e in kept.items():
+            stages.append(judge.randomisation(e, row))
             bar.advance()
-    cascades = intervals(stages, patients[: len(few)]).get("randomisation", {})
+    cascades = intervals(stages, patients[: len(kept)]).get("randomisation", {})
     if cascades:
         numbers["randomisation"] = {name: last_stage(of) for name, of in cascades.items()}
-    return numbers
+    return numbers, np.array(responses), kept
 
 
 def intervals(figures: Sequence[Figures], patients: Sequence[str]) -> dict:
@@ -201,26 +227,32 @@ def tuned_thresholds(judge: Judge) -> dict[str, float]:
 
 
 @torch.no_grad()
-def random_lungs(model: Model, seed: int) -> dict[str, dict]:
-    """Shares of 512 random lungs that are called healthy at dose 0, diseased at dose 1."""
-    logits = []
+def random_lungs(model: Model, seed: int, oracle: nn.Module | None = None) -> dict[str, dict]:
+    """Shares of 512 random lungs that are called healthy at dose 0, diseased at dose 1, by the
+    model's classifier and by the oracle."""
+    asked = {"": model.classifier} | ({} if oracle is None else {"oracle_": oracle})
+    logits: dict[str, list[Tensor]] = {name: [] for name in asked}
     for first in range(0, DRAWN, CHUNK):
         codes = draw_codes(model.generator, CHUNK, seed + first)
         x = walk(model.generator, *codes, doses=(0.0, 1.0))
-        logits.append(model.classifier(x.flatten(0, 1)).unflatten(0, (CHUNK, 2)))
-    zero, full = torch.cat(logits).cpu().numpy().T
+        for name, classifier in asked.items():
+            logits[name].append(classifier(x.flatten(0, 1)).unflatten(0, (CHUNK, 2)))
+    called = {}
+    for name, parts in logits.items():
+        zero, full = torch.cat(parts).cpu().numpy().T
+        called |= {f"{name}healthy_at_zero": zero < 0, f"{name}diseased_at_full": full > 0}
     each = np.arange(DRAWN)
     return {
-        "healthy_at_zero": measures.bootstrap(np.mean, each, (zero < 0).astype(float)),
-        "diseased_at_full": measures.bootstrap(np.mean, each, (full > 0).astype(float)),
+        name: measures.bootstrap(np.mean, each, hits.astype(float)) for name, hits in called.items()
     }
 
 
 @torch.no_grad()
 def realism(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: int) -> dict:
     """KID and FID of random lungs from a split's images, and of its images from each other, by the
-    oracle's pooled features. There are as many fakes as reals, with the doses of the reals."""
-    rows, device = data.rows(split), model.generator.const.device
+    oracle's pooled features. There are as many fakes as reals, 20,000 at most, with the doses of
+    the reals."""
+    rows, device = drawn_rows(data, split, COMPARED, seed), model.generator.const.device
     reals, fakes = [], []
     for number, part in enumerate(np.array_split(rows, -(-len(rows) // CHUNK))):
         x = to_tensor(data.images[part], device)
@@ -230,11 +262,9 @@ def realism(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: in
         fakes.append(oracle.features(lungs).float())
     kinds = torch.cat(fakes), torch.cat(reals)
     patients = np.array([data.patients[row] for row in rows])
-    numbers = {}
-    for name, measure in (("kid", scores.kid), ("fid", scores.fid)):
-        of_fakes, of_reals = scores.against_reals(measure, *kinds, patients, seed)
-        numbers |= {name: of_fakes, f"{name}_real": of_reals}
-    return numbers
+    kid, kid_real, _ = scores.against_reals(scores.kid, *kinds, patients, seed)
+    fid, fid_real, ratio = scores.against_reals(scores.fid, *kinds, patients, seed)
+    return {"kid": kid, "kid_real": kid_real, "fid": fid, "fid_real": fid_real, "fid_ratio": ratio}
 
 
 def _lungs(model: Model, doses: Tensor, seed: int) -> Tensor:
@@ -250,7 +280,7 @@ def _gaps(numbers: dict, model: Model, oracle: nn.Module | None) -> list[str]:
     methods = numbers.get("localisation", {"difference": {}})["difference"]
     disentangled = numbers["disentanglement"]
     gaps = [
-        (oracle is None, "generator and counterfactual.oracle_validity", "no --oracle is given"),
+        (oracle is None, "generator, all that begins with oracle_", "no --oracle is given"),
         (
             oracle is not None and "generator" not in numbers,
             "generator",
@@ -258,7 +288,7 @@ def _gaps(numbers: dict, model: Model, oracle: nn.Module | None) -> list[str]:
         ),
         (
             "outside_lung" not in numbers["counterfactual"],
-            "counterfactual.outside_lung",
+            "counterfactual.outside_lung, disentanglement.outside_lung_ssim",
             "no image explained has a lung mask (--lungs)",
         ),
         (not methods, "localisation", "no image explained has a mask of its disease (--masks)"),
@@ -288,7 +318,7 @@ def _gaps(numbers: dict, model: Model, oracle: nn.Module | None) -> list[str]:
             "no image explained is called diseased, or no training image healthy",
         ),
     ]
-    return [f"{part} is left out: {why}" for lacks, part, why in gaps if lacks]
+    return [f"not measured: {parts} ({why})" for lacks, parts, why in gaps if lacks]
 
 
 def write(numbers: dict, out: str | Path) -> Path:
@@ -297,6 +327,30 @@ def write(numbers: dict, out: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(numbers, indent=1) + "\n")
     return path
+
+
+def _material(
+    model: Model,
+    data: Dataset,
+    split: str,
+    responses: np.ndarray,
+    kept: dict[int, Explanation],
+) -> plots.Material:
+    """What the figures need beside the numbers. The examples are not chosen: they are the first
+    explained of each class in turn, the healthy ones above."""
+    rows = data.rows(split)
+    device = next(model.classifier.parameters()).device
+    logits = [
+        predict(model.classifier, data.images[part], device)
+        for part in np.array_split(rows, -(-len(rows) // CHUNK))
+    ]
+    groups = [[row for row in kept if data.labels[row] == label] for label in (0, 1)]
+    turns = [row for pair in zip_longest(*groups) for row in pair if row is not None][:SHOWN]
+    examples = [(int(data.labels[row]), kept[row]) for row in sorted(turns, key=data.labels.item)]
+    named = model.info.get("logits")
+    return plots.Material(
+        data.classes, np.concatenate(logits), data.labels[rows], named, responses, examples
+    )
 
 
 def _about(model: Model, data: Dataset, split: str) -> dict:
@@ -319,9 +373,10 @@ def _about(model: Model, data: Dataset, split: str) -> dict:
     }
 
 
-def _without_nan(value):
+def without_nan(value):
+    """The same with None for every number that is none."""
     if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
+        return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_without_nan(part) for part in value]
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -46,9 +46,8 @@ class Judge:
         x = to_tensor(self.data.images[row : row + 1], self.device)
         return explain(x, model or self.model, refine=self.refine, seed=self.seed)
 
-    def judge(self, rows: np.ndarray) -> list[Figures]:
-        """The figures of each of some rows, at most GROUP."""
-        found = [self.explain(row) for row in rows]
+    def judge(self, rows: np.ndarray, found: list[Explanation]) -> list[Figures]:
+        """The figures of each of some rows, at most GROUP, by their explanations."""
         figures = []
         for row, e in zip(rows, found):
             own = self.reconstruction(e) | self.counterfactual(e, row)
@@ -73,7 +72,8 @@ class Judge:
     def counterfactual(self, e: Explanation, row: int) -> Figures:
         """The path's end of the other class: validity, that this CNN (the oracle) gives it that
         class; L1 from the original and from the reconstruction; `sparsity`, the share of pixels
-        that change by more than 0.05; `outside_lung`, the share of the change there."""
+        that change by more than 0.05; `outside_lung`, the share of the change there, and
+        `outside_area`, the share of the image, which a change without any aim would give."""
         n = e.numbers["counterfactual"]
         end = e.frames[n["frame"]]
         figures = {name: n[name] for name in ("l1_original", "l1_reconstruction")}
@@ -85,14 +85,30 @@ class Judge:
         if lung is not None:
             change = (e.copies[0, 0] - end[0]).abs().cpu().numpy()
             figures["outside_lung"] = float(change[~lung].sum() / max(change.sum(), 1e-12))
+            figures["outside_area"] = float(np.mean(~lung))
         return _under("counterfactual", figures)
 
+    @torch.no_grad()
     def disentanglement(self, e: Explanation, row: int) -> Figures:
-        """`structure_ssim`: of the path's two ends, where they agree to 0.05 of the range;
-        `inverted_healthy`: a diseased image's lungs are called healthy at dose 0."""
-        ends = scores.ssim_outside(e.frames[:1], e.frames[-1:], CHANGED)
-        healthy = float(e.logits[0] < 0) if self.data.labels[row] else np.nan
-        return _under("disentanglement", {"structure_ssim": ends, "inverted_healthy": healthy})
+        """`structure_ssim`: of the path's two ends, where they agree to 0.05 of the range, and
+        `outside_lung_ssim`, outside the lungs; `inverted_healthy`: a diseased image's lungs are
+        called healthy at dose 0, by this CNN and by the oracle.
+
+        The overlap of the ends' own lungs is not measured: it takes a network that finds lungs,
+        and one that finds them under disease. That what surrounds them stays is asked instead.
+        """
+        ends = e.frames[:1], e.frames[-1:]
+        same = (ends[0] - ends[1])[0, 0].abs() <= 2 * CHANGED
+        figures = {"structure_ssim": scores.ssim_where(*ends, same)}
+        lung = self.place(self.lungs, row)
+        if lung is not None:
+            outside = torch.from_numpy(~lung).to(self.device)
+            figures["outside_lung_ssim"] = scores.ssim_where(*ends, outside)
+        if self.data.labels[row]:
+            figures["inverted_healthy"] = float(e.logits[0] < 0)
+            if self.oracle is not None:
+                figures["oracle_inverted_healthy"] = float(self.oracle(ends[0]).item() < 0)
+        return _under("disentanglement", figures)
 
     @torch.no_grad()
     def realism_mid(self, found: list[Explanation]) -> list[float]:
@@ -181,10 +197,10 @@ class Judge:
             for name, heat in self.maps(e, row).items()
         }
 
-    def randomisation(self, row: int) -> Figures:
+    def randomisation(self, e: Explanation, row: int) -> Figures:
         """Signed Spearman of each map with the one of ever more randomised CNNs, the inversion
         redone with each (Adebayo et al. 2018); keys ("randomisation", METHOD, stage)."""
-        maps, figures = self.maps(self.explain(row), row), {}
+        maps, figures = self.maps(e, row), {}
         for stage in range(1, scores.STAGES + 1):
             classifier = scores.randomised(self.model.classifier, stage, self.seed)
             networks = self.model.networks | {"classifier": classifier}

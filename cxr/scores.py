@@ -57,12 +57,14 @@ def against_reals(
     reals: Tensor,
     patients: np.ndarray,
     seed: int = 0,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """A distance of fakes from reals, and of reals from other patients' reals, at equal n.
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """A distance of fakes from reals, of reals from other patients' reals at equal n, and the
+    ratio of the two.
 
     The patients are halved at random 100 times: one half is the reference, the other the floor;
-    n is the smaller half's size, 1000 at most. The value is the mean, low and high are the 2.5th and 97.5th
-    percentile. No bootstrap: an image drawn twice would pass for a narrower distribution.
+    n is the smaller half's size, 1000 at most. The value is the mean over the halvings, low and
+    high are the 2.5th and 97.5th percentile. No bootstrap: an image drawn twice would pass for a
+    narrower distribution.
 
     fakes: [N, C], reals: [N, C] features; patients: [N]. Returns {value, low, high, n} of each.
     """
@@ -77,12 +79,13 @@ def against_reals(
         c = fakes[random.permutation(len(fakes))[:n]]
         found.append((measure(c, a), measure(b, a)) if n > 1 else (np.nan, np.nan))
         sizes.append(n)
-    values, (lows, highs) = np.mean(found, 0), np.percentile(found, [2.5, 97.5], 0)
-    n = int(np.median(sizes))
-    return tuple(
-        {"value": float(v), "low": float(low), "high": float(high), "n": n}
-        for v, low, high in zip(values, lows, highs)
-    )
+    of_fakes, of_reals = np.array(found).T
+    figures = []
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a floor that is 0
+        for values in (of_fakes, of_reals, of_fakes / of_reals):
+            low, high = np.percentile(values, [2.5, 97.5])
+            figures.append({"value": float(values.mean()), "low": float(low), "high": float(high)})
+    return tuple(figure | {"n": int(np.median(sizes))} for figure in figures)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
@@ -203,15 +206,15 @@ def trivial_maps(x: Tensor, seed: int) -> dict[str, Tensor]:
     }
 
 
-def ssim_outside(x: Tensor, y: Tensor, changed: float) -> float:
-    """SSIM (see `measures.ssim`) of two images, over windows whose middle pixel differs by no more
-    than `changed` of the grey range; NaN if there is none.
+def ssim_where(x: Tensor, y: Tensor, kept: Tensor) -> float:
+    """SSIM (see `measures.ssim`) of two images, over windows whose middle pixel is kept; NaN if
+    there is none.
 
-    The windows lie on a grid of R / 32 pixels. x, y: [1, 1, R, R] in [-1, 1].
+    The windows lie on a grid of R / 32 pixels. x, y: [1, 1, R, R] in [-1, 1]; kept: bool [R, R].
     """
     stride = max(1, x.shape[-1] // 32)
     patches = [F.unfold(t, WINDOW, stride=stride)[0].T for t in (x, y)]  # [windows, 121]
-    a, b = (p.reshape(-1, 1, WINDOW, WINDOW) for p in patches)
-    middle = WINDOW // 2
-    kept = (a - b)[:, 0, middle, middle].abs() <= 2 * changed
-    return measures.ssim(a[kept], b[kept]).mean().item()
+    middles = slice(WINDOW // 2, x.shape[-1] - WINDOW // 2, stride)
+    kept = kept[middles, middles].flatten()
+    a, b = (p[kept].reshape(-1, 1, WINDOW, WINDOW) for p in patches)
+    return measures.ssim(a, b).mean().item()

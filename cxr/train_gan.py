@@ -47,6 +47,7 @@ class Config:
     response: float = 0.3  # weight of the classifier's loss
     latent: float = 1.0  # weight of latent reconstruction and structure consistency
     image: float = 0.5  # weight of image reconstruction
+    proximity: float = 1.0  # weight of the change that a dose makes
     ema: int = 10_000  # images over which half of the average is renewed
     target: float = 0.6  # of the discriminator's overfitting sign, for adaptive augmentation
     seed: int = 0
@@ -290,7 +291,8 @@ class Trainer:
         self.progress["p"] = float(np.clip(self.progress["p"] + move, 0.0, 0.8))
 
     def update_generator(self, batch: Batch, fakes: Fakes) -> dict[str, Tensor]:
-        """Fool the discriminator, answer to the classifier, be read by the encoder."""
+        """Fool the discriminator, answer to the classifier, be read by the encoder, and change no
+        more than a dose needs."""
         self.D.requires_grad_(False)
         shown = augment.apply(fakes.images, batch.augment_fakes)
         nudged = augment.apply(fakes.images, batch.augment_response)
@@ -304,6 +306,7 @@ class Trainer:
             "response": F.smooth_l1_loss(logits, torch.cat(target)) * self.config.response,
             "latent": latent_loss(w1_read, z2_read, fakes) * self.config.latent,
             "image": image_loss(fakes.copies, fakes.originals) * self.config.image,
+            "proximity": proximity_loss(fakes.images) * self.config.proximity,
             "dose": (fakes.found - self.model.dose(target[1])).square().mean(),
         }
         self.opt_G.zero_grad()
@@ -370,6 +373,13 @@ def latent_loss(w1_read: Tensor, z2_read: Tensor, fakes: Fakes) -> Tensor:
     structure = F.mse_loss(w1_read, torch.cat([fakes.w1, fakes.w1]).detach().float())
     disease = (z2_read - fakes.z2.detach()).square().sum(1).mean()
     return structure + disease + (healthy - diseased).square().mean()
+
+
+def proximity_loss(pairs: Tensor) -> Tensor:
+    """Mean absolute difference of lungs [n, 1, R, R] at dose 0, the first half, and the same at a
+    dose: discriminator and classifier want the disease there, nothing wants more to move."""
+    healthy, diseased = pairs.chunk(2)
+    return (diseased - healthy).abs().mean()
 
 
 def image_loss(x: Tensor, y: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxr import scores
+from cxr import measures, scores
 from cxr.networks import PRESETS, Classifier
 
 
@@ -44,10 +44,12 @@ def test_fakes_like_reals_lie_at_the_floor_and_others_above_it():
     random = torch.Generator().manual_seed(0)
     reals, fakes = torch.randn(2, 120, 4, generator=random)
     patients = np.arange(120) // 2
-    same, floor = scores.against_reals(scores.fid, fakes, reals, patients)
+    same, floor, ratio = scores.against_reals(scores.fid, fakes, reals, patients)
     assert floor["low"] < same["value"] < floor["high"] and same["n"] == floor["n"] == 60
-    other, again = scores.against_reals(scores.fid, fakes + 1, reals, patients)
+    assert ratio["low"] < 1 < ratio["high"]
+    other, again, ratio = scores.against_reals(scores.fid, fakes + 1, reals, patients)
     assert again == floor and other["low"] > floor["high"]
+    assert 1 < ratio["low"] < ratio["value"] < ratio["high"]
 
 
 def test_distances_take_a_bounded_number_of_images_at_once(monkeypatch):
@@ -55,7 +57,17 @@ def test_distances_take_a_bounded_number_of_images_at_once(monkeypatch):
     sizes = set()
     x = torch.randn(60, 3)
     found = scores.against_reals(lambda a, b: sizes.add((len(a), len(b))) or 0, x, x, range(60))
-    assert sizes == {(10, 10)} and found[0]["n"] == found[1]["n"] == 10
+    assert sizes == {(10, 10)} and [figure["n"] for figure in found] == [10] * 3
+
+
+def test_the_ratio_of_distances_is_taken_halving_by_halving():
+    distances = iter(range(1, 201))
+    x = torch.randn(8, 3)
+    fakes, reals, ratio = scores.against_reals(lambda a, b: next(distances), x, x, range(8))
+    known = np.arange(1, 201, 2) / np.arange(2, 202, 2)
+    assert (fakes["value"], reals["value"]) == (100, 101)
+    assert ratio["value"] == pytest.approx(known.mean())
+    assert [ratio["low"], ratio["high"]] == pytest.approx(np.percentile(known, (2.5, 97.5)))
 
 
 def test_the_floor_never_compares_a_patient_with_himself():
@@ -66,9 +78,9 @@ def test_the_floor_never_compares_a_patient_with_himself():
         return float((a[:, None] == b).all(-1).any())
 
     patients = np.tile(np.arange(6), 2)
-    _, floor = scores.against_reals(shared, twice, twice, patients)
+    _, floor, _ = scores.against_reals(shared, twice, twice, patients)
     assert floor["value"] == 0
-    _, floor = scores.against_reals(shared, twice, twice, np.arange(12))
+    _, floor, _ = scores.against_reals(shared, twice, twice, np.arange(12))
     assert floor["value"] > 0
 
 
@@ -183,12 +195,21 @@ def test_trivial_maps_are_what_they_are_called():
     assert not torch.equal(maps["random"], scores.trivial_maps(x, 8)["random"])
 
 
-def test_ssim_outside_looks_only_where_nothing_changed():
-    x = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_ssim_looks_only_where_it_is_asked_to(size):
+    x = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0)) - 0.5
     y = x.clone()
-    y[..., :24, :24] += 0.8
-    y[..., 40:, 40:] += 0.01 * torch.rand(24, 24)
-    outside = scores.ssim_outside(x, y, 0.05)
-    whole = scores.ssim_outside(x, y, 1.0)
-    assert whole < outside and scores.ssim_outside(x, x, 0.05) == pytest.approx(1)
-    assert np.isnan(scores.ssim_outside(x, x + 0.5, 0.05))
+    y[..., 8:20, 14:18] += 0.8
+    far = torch.ones(size, size, dtype=torch.bool)
+    far[8 - 5 : 20 + 5, 14 - 5 : 18 + 5] = False  # windows of 11 pixels see none of the change
+    assert scores.ssim_where(x, y, far) == pytest.approx(1)
+    assert scores.ssim_where(x, y, ~far) < 0.9
+    assert np.isnan(scores.ssim_where(x, y, far & ~far))
+
+
+def test_ssim_of_all_windows_is_ssim():
+    x, y = torch.rand(2, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    everywhere = torch.ones(32, 32, dtype=torch.bool)
+    assert scores.ssim_where(x, y, everywhere) == pytest.approx(
+        measures.ssim(x, y).item(), abs=1e-5
+    )
