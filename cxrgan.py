@@ -14,7 +14,7 @@ import click
 
 from cxr import CxrError, UsageError, __version__
 
-PRESETS = ("tiny", "cxr64", "cxr128", "cxr256")
+PRESETS = ("tiny", "cxr32", "cxr64", "cxr128", "cxr256")
 SIZES = (32, 64, 128, 256)
 SPLITS = ("train", "val", "test", "all")
 INTERRUPTED = 130  # the status a shell gives for Ctrl-C
@@ -191,8 +191,9 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     path = Path(out) / "model.safetensors"
     console.say(f"model: {path}")
     fitting = [name for name, preset in PRESETS.items() if preset.size == config.pixels]
+    preset = config.preset if config.preset in fitting else fitting[-1]
     follow(
-        *("train-gan", data, "--classifier", str(path), "--preset", fitting[0]),
+        *("train-gan", data, "--classifier", str(path), "--preset", preset),
         negative=config.negative,
         patient_pattern=config.patient_pattern,
     )
@@ -284,10 +285,18 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
     epilog=example(
         "cxrgan evaluate chest_xray --model runs/gan/model.safetensors --limit 100",
         "cxrgan evaluate chest_xray --model pneumonia --oracle runs/other-cnn/model.safetensors",
+        "cxrgan evaluate --phantoms --out runs/protocol",
     )
 )
-@click.argument("data", metavar="DATA")
-@model_option(required=True)
+@click.argument("data", metavar="[DATA]", required=False)
+@model_option()
+@click.option(
+    "--phantoms",
+    is_flag=True,
+    help="The phantom protocol instead: makes its own data and models; goes on where it stopped.",
+)
+@size_option(default=32)
+@images_option(64_000, 16, "How many images each GAN of the protocol sees.")
 @click.option("--split", type=click.Choice(SPLITS), default="test", help="Of the patients.")
 @click.option(
     "--masks", metavar="FOLDER", help="Where the disease is: masks named as their images."
@@ -305,23 +314,51 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 @refine_option
 @data_options
 @seed_option
-@out_option("evaluation", "The folder for evaluation.json.")
+@out_option("evaluation", "The folder for evaluation.json and figures/.")
 @device_option
 @json_option
-def evaluate(data: str, model: str, split: str, out: str, as_json: bool, **options) -> None:
-    """Measure classifier, GAN and explanations on DATA."""
+def evaluate(data, model, phantoms, size, images, split, out, as_json, **options) -> None:
+    """Measure classifier, GAN and explanations on DATA; or, with --phantoms, on synthetic X-rays
+    whose truth is known."""
     from cxr import console, tables
     from cxr import evaluate as evaluation
 
-    numbers = evaluation.evaluate(model, data, split, **options)
-    path = evaluation.write(numbers, out)
+    if phantoms == bool(data) or phantoms == bool(model):
+        raise UsageError("evaluate takes either DATA and --model, or --phantoms and neither")
+    if phantoms:
+        refuse_given("--phantoms", "split", "masks", "lungs", "oracle", "limit", "refine")
+        evaluate_phantoms(size, images, options["seed"], options["device"], out, as_json)
+        return
+    numbers = evaluation.evaluate(model, data, split, out, **options)
     for line in numbers["about"]["notes"]:
         console.warn(line)
     if as_json:
         print_json(numbers)
     else:
         tables.evaluation(f"{data}, {split}", numbers)
-        console.say(f"numbers: {path}")
+        console.say(f"numbers: {Path(out) / 'evaluation.json'}")
+
+
+def refuse_given(flag: str, *names: str) -> None:
+    """UsageError if one of these options was given beside a flag that ignores it."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"{flag} takes no --{name}")
+
+
+def evaluate_phantoms(
+    size: int, images: int, seed: int, device: str, out: str, as_json: bool
+) -> None:
+    from cxr import console, protocol, tables
+    from cxr.trials import Plan
+
+    numbers = protocol.evaluate(out, Plan(f"cxr{size}", seed, gan=images), device)
+    if as_json:
+        print_json(numbers)
+    else:
+        tables.protocol(numbers)
+        console.say(f"numbers: {Path(out) / 'evaluation.json'}")
 
 
 @cli.command(epilog=example("cxrgan sample --model runs/gan/model.safetensors --images 12"))

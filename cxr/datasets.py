@@ -47,6 +47,20 @@ DOCUMENT_SUFFIX = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """The images of some rows, which are read when a slice of them is asked for."""
+
+    images: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self.images[self.rows[part]]
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images of two classes, decoded and split by patient; row i is the same image throughout.
@@ -80,6 +94,10 @@ class Dataset:
             if not len(rows):
                 raise CxrError(self._lacks(label, split))
         return negative, positive
+
+    def pictures(self, split: str) -> Pictures:
+        """The images of `split`, or of "all"."""
+        return Pictures(self.images, self.rows(split))
 
     def rows(self, split: str) -> np.ndarray:
         """Rows (int64, ascending) of `split`, or of "all"; raises what `by_class` raises."""

@@ -74,6 +74,7 @@ def _preset(
 
 PRESETS = {
     "tiny": _preset((32, 32, 24, 16), ClassifierConfig((16, 24, 32), 1), (16, 24, 32), w=32),
+    "cxr32": _preset((96, 96, 64, 40), ClassifierConfig((16, 32, 64), 1), (32, 64, 96), w=96),
     "cxr64": _preset((256, 192, 128, 96, 48), ClassifierConfig(), (32, 64, 128, 192)),
     "cxr128": _preset(
         (256, 256, 192, 128, 96, 48),

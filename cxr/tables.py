@@ -32,11 +32,41 @@ def evaluation(title: str, numbers: dict[str, dict]) -> None:
     for part, methods in by_method.items():
         if part == "randomisation":
             methods = {name: {"all random": figure} for name, figure in methods.items()}
-        names = list(next(iter(methods.values())))
-        rows = [
-            (method, *(spread(own.get(name)) for name in names)) for method, own in methods.items()
-        ]
-        console.table(part, ("method", *names), rows)
+        compared(part, methods)
+
+
+def protocol(numbers: dict[str, dict]) -> None:
+    """The phantom protocol: a table of localisation for each arm and control, a table of the mass
+    on the marker, and one of all else, with a column for each arm and control."""
+    arms = numbers["phantoms"] | {f"control: {k}": v for k, v in numbers["controls"].items()}
+    for name, parts in arms.items():
+        for part in ("localisation", "marker"):
+            if part in parts:
+                compared(f"{part}, {name}", parts[part])
+    rows = {key: {} for parts in arms.values() for key in flat(parts)}
+    for name, parts in arms.items():
+        for key, found in flat(parts).items():
+            rows[key][name] = spread(found)
+    cells = [(key, *(own.get(name, "-") for name in arms)) for key, own in rows.items()]
+    console.table("phantoms", ("figure", *arms), cells)
+
+
+def compared(title: str, methods: dict[str, dict]) -> None:
+    """A row for each method."""
+    names = list(next(iter(methods.values())))
+    rows = [(method, *(spread(own.get(name)) for name in names)) for method, own in methods.items()]
+    console.table(title, ("method", *names), rows)
+
+
+def flat(parts: dict, key: str = "") -> dict[str, dict]:
+    """The figures by their keys, joined by dots, but for those that compare methods."""
+    if "value" in parts:
+        return {key: parts}
+    found = {}
+    for name, part in parts.items():
+        if name not in (*COMPARED, "marker"):
+            found |= flat(part, f"{key}.{name}" if key else name)
+    return found
 
 
 def explanation(path: Path, folder: Path, numbers: dict) -> None:

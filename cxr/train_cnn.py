@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cxr import UsageError, augment, datasets, measures
 from cxr.checkpoints import Model, start_from
-from cxr.datasets import Dataset
+from cxr.datasets import Dataset, Pictures
 from cxr.networks import PRESETS, Classifier
 from cxr.training import (
     Run,
@@ -123,16 +123,16 @@ class Trainer:
     def report(self) -> dict[str, float]:
         """AUROC on validation, clean and the mean over the perturbations; the latter decides
         which weights are kept, since the former saturates."""
-        rows = self.data.rows("val")
-        images, labels = self.data.images[rows], self.data.labels[rows]
+        images, labels = self.data.pictures("val"), self.data.labels[self.data.rows("val")]
         aurocs = {
             change: measures.auroc(predict(self.ema, images, self.device, change), labels)
             for change in PERTURBATIONS
         }
         robust = float(np.mean(list(aurocs.values())))
-        if robust >= self.progress["best"]:
-            self.progress |= {"best": robust, "best_images": self.progress["images"]}
+        if robust >= self.progress["best"]:  # of equals the later ones
             self.best.load_state_dict(self.ema.state_dict())
+        if robust > self.progress["best"]:
+            self.progress |= {"best": robust, "best_images": self.progress["images"]}
         return {"auroc": aurocs["clean"], "auroc_robust": robust}
 
     def summary(self, row: dict) -> str:
@@ -171,7 +171,9 @@ def schedule(done: float) -> float:
     return min(1.0, done / 0.03 + 1e-3) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def batches(images: np.ndarray, device: str | torch.device, size: int = 256) -> Iterator[Tensor]:
+def batches(
+    images: np.ndarray | Pictures, device: str | torch.device, size: int = 256
+) -> Iterator[Tensor]:
     """uint8 images [N, R, R], memory-mapped or not, as tensors of `size` images at most."""
     for first in range(0, len(images), size):
         yield to_tensor(images[first : first + size], device)
@@ -179,7 +181,10 @@ def batches(images: np.ndarray, device: str | torch.device, size: int = 256) -> 
 
 @torch.no_grad()
 def predict(
-    classifier: nn.Module, images: np.ndarray, device: str | torch.device, change: str = "clean"
+    classifier: nn.Module,
+    images: np.ndarray | Pictures,
+    device: str | torch.device,
+    change: str = "clean",
 ) -> np.ndarray:
     """Logits [N], in fp32, of uint8 images [N, R, R] under one of PERTURBATIONS."""
     logits = [classifier(perturb(x, change)).float() for x in batches(images, device)]
@@ -209,7 +214,7 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
     """Calibrate on validation, measure on test, and put together the model."""
     device = network.temperature.device
     rows = data.rows("val")
-    logits = predict(network, data.images[rows], device)
+    logits = predict(network, data.pictures("val"), device)
     network.temperature.fill_(measures.fit_temperature(logits, data.labels[rows]))
     mean = mean_image(data)
     seen = {**dataclasses.asdict(config), "data": data.name, "seen": progress["images"]}
@@ -232,7 +237,7 @@ def classifier_metrics(
     """AUROC, accuracy, sensitivity, specificity and calibration error with bootstrap intervals
     over patients, and AUROC under each fixed perturbation; each {value, low, high, n}."""
     rows = data.rows(split)
-    images, labels = data.images[rows], data.labels[rows]
+    images, labels = data.pictures(split), data.labels[rows]
     patients = np.array([data.patients[row] for row in rows])
 
     def interval(statistic, scores: np.ndarray) -> dict:
@@ -251,9 +256,9 @@ def classifier_metrics(
 
 def mean_image(data: Dataset) -> Tensor:
     """The mean [1, 1, R, R] of the training images."""
-    rows = data.rows("train")
-    parts = [x.sum(0, keepdim=True) for x in batches(data.images[rows], "cpu")]
-    return torch.stack(parts).sum(0) / len(rows)
+    pictures = data.pictures("train")
+    parts = [x.sum(0, keepdim=True) for x in batches(pictures, "cpu")]
+    return torch.stack(parts).sum(0) / len(pictures)
 
 
 def likeness(x: Tensor, mean: Tensor) -> Tensor:
@@ -266,5 +271,5 @@ def likeness(x: Tensor, mean: Tensor) -> Tensor:
 
 def likeness_threshold(data: Dataset, mean: Tensor) -> float:
     """The likeness that all but 1% of the validation images exceed."""
-    parts = [likeness(x, mean) for x in batches(data.images[data.rows("val")], "cpu")]
+    parts = [likeness(x, mean) for x in batches(data.pictures("val"), "cpu")]
     return float(torch.cat(parts).quantile(0.01))
