@@ -314,7 +314,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 @refine_option
 @data_options
 @seed_option
-@out_option("evaluation", "The folder for evaluation.json and figures/.")
+@out_option("evaluation", "The folder for evaluation.json, evaluation.md and figures/.")
 @device_option
 @json_option
 def evaluate(data, model, phantoms, size, images, split, out, as_json, **options) -> None:

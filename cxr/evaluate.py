@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, __version__, console, measures, plots, scores
+from cxr import CxrError, UsageError, __version__, console, measures, plots, scores, tables
 from cxr.checkpoints import Model, load_classifier, load_model
 from cxr.datasets import Dataset, open_dataset
 from cxr.explain import Explanation, write_text
@@ -59,7 +59,8 @@ def evaluate(
     ----------
     model : a model file or a shipped model's name
     data, patient_pattern : as in `open_dataset`
-    out : a folder for `evaluation.json` and `figures/`; by default nothing is written
+    out : a folder for `evaluation.json`, its tables as `evaluation.md`, and `figures/`; by default
+        nothing is written
     masks, lungs : folders with a mask of the disease, of the lungs, called like its image
     oracle : an independently trained classifier, as `load_classifier` takes it
     limit : how many images of the split are explained, drawn by chance; by default all
@@ -98,6 +99,9 @@ def evaluate(
     numbers = without_nan(numbers | {"about": about})
     if out is not None:
         write(numbers, out)
+        write_text(
+            Path(out) / "evaluation.md", tables.markdown(f"{dataset.name}, {split}", numbers)
+        )
     if draws:
         material = _material(loaded, dataset, split, responses, kept)
         plots.draw(Path(out) / "figures", numbers, material)

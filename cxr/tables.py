@@ -1,12 +1,14 @@
 """The tables that commands print."""
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from cxr import console
 
+Table = tuple[str, tuple[str, ...], list[tuple]]  # title, header, rows
 COMPARED = ("localisation", "faithfulness", "randomisation")  # parts with a row for each method
 
 
@@ -21,6 +23,23 @@ def classifier(title: str, metrics: dict[str, dict]) -> None:
 
 def evaluation(title: str, numbers: dict[str, dict]) -> None:
     """A table of the figures, and one more for each part that compares methods."""
+    for table in _evaluation(title, numbers):
+        console.table(*table)
+
+
+def markdown(title: str, numbers: dict[str, dict]) -> str:
+    """The tables of `evaluation` for a model card or a paper."""
+    lines = []
+    for name, header, rows in _evaluation(title, numbers):
+        lines += [f"{name}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _evaluation(title: str, numbers: dict[str, dict]) -> Iterator[Table]:
     parts = {part: figures for part, figures in numbers.items() if part != "about"}
     by_method = {part: parts.pop(part) for part in COMPARED if part in parts}
     rows = [
@@ -28,11 +47,11 @@ def evaluation(title: str, numbers: dict[str, dict]) -> None:
         for part, figures in parts.items()
         for name, m in figures.items()
     ]
-    console.table(title, ("part", "measure", "value", "95% interval", "images"), rows)
+    yield title, ("part", "measure", "value", "95% interval", "images"), rows
     for part, methods in by_method.items():
         if part == "randomisation":
             methods = {name: {"all random": figure} for name, figure in methods.items()}
-        compared(part, methods)
+        yield compared(part, methods)
 
 
 def protocol(numbers: dict[str, dict]) -> None:
@@ -42,7 +61,7 @@ def protocol(numbers: dict[str, dict]) -> None:
     for name, parts in arms.items():
         for part in ("localisation", "marker"):
             if part in parts:
-                compared(f"{part}, {name}", parts[part])
+                console.table(*compared(f"{part}, {name}", parts[part]))
     rows = {key: {} for parts in arms.values() for key in flat(parts)}
     for name, parts in arms.items():
         for key, found in flat(parts).items():
@@ -51,11 +70,11 @@ def protocol(numbers: dict[str, dict]) -> None:
     console.table("phantoms", ("figure", *arms), cells)
 
 
-def compared(title: str, methods: dict[str, dict]) -> None:
-    """A row for each method."""
+def compared(title: str, methods: dict[str, dict]) -> Table:
+    """A table with a row for each method."""
     names = list(next(iter(methods.values())))
     rows = [(method, *(spread(own.get(name)) for name in names)) for method, own in methods.items()]
-    console.table(title, ("method", *names), rows)
+    return title, ("method", *names), rows
 
 
 def flat(parts: dict, key: str = "") -> dict[str, dict]:

@@ -149,6 +149,10 @@ def test_numbers_and_figures_are_written_where_they_are_asked_for(whole, folder)
     assert json.loads((folder / "evaluation.json").read_text()) == whole
     names = {"classifier", "response", "localisation", "dependence", "examples"}
     assert {path.name for path in (folder / "figures").iterdir()} == {f"{n}.png" for n in names}
+    table = (folder / "evaluation.md").read_text()
+    auroc = whole["classifier"]["auroc"]
+    assert f"| classifier | auroc | {auroc['value']:.4f} |" in table
+    assert all(f"| {name} |" in table for name in whole["randomisation"])
 
 
 def test_without_matplotlib_the_numbers_are_written_alone(
@@ -156,7 +160,7 @@ def test_without_matplotlib_the_numbers_are_written_alone(
 ):
     monkeypatch.setattr(plots, "installed", lambda: False)
     evaluate.evaluate(classifier_file, xrays, "val", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "evaluation.md"}
 
 
 def test_a_classifier_alone_has_its_own_figure(classifier_file, xrays, tmp_path):
