@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -217,7 +218,7 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
     logits = predict(network, data.pictures("val"), device)
     network.temperature.fill_(measures.fit_temperature(logits, data.labels[rows]))
     mean = mean_image(data)
-    seen = {**dataclasses.asdict(config), "data": data.name, "seen": progress["images"]}
+    seen = {**provenance(config, data), "seen": progress["images"]}
     info = {
         "size": config.pixels,
         "fit": config.fit,
@@ -229,6 +230,12 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
         "thresholds": {"likeness": likeness_threshold(data, mean)},
     }
     return Model({"classifier": network}, info, {"mean_image": mean})
+
+
+def provenance(config, data: Dataset) -> dict:
+    """A training's options for its model file, which travels: names instead of paths."""
+    start = config.start and Path(config.start).name
+    return {**dataclasses.asdict(config), "data": data.name, "start": start}
 
 
 def classifier_metrics(

@@ -6,7 +6,6 @@ result, then generator and encoder on the same graph.
 """
 
 import copy
-import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +17,7 @@ from cxr import CxrError, UsageError, augment, datasets, images, measures, monit
 from cxr.checkpoints import Model, load_classifier, start_from
 from cxr.datasets import Dataset
 from cxr.networks import PRESETS, Discriminator, Encoder, Generator
-from cxr.train_cnn import predict, to_tensor
+from cxr.train_cnn import predict, provenance, to_tensor
 from cxr.training import (
     Run,
     World,
@@ -336,8 +335,7 @@ class Trainer:
             (self.run.folder / "samples").mkdir(exist_ok=True)
             images.write_png(self.run.folder / "samples" / f"{seen:08d}.png", sheet)
             self.model.info["provenance"]["gan"] = {
-                **dataclasses.asdict(self.config),
-                "data": self.data.name,
+                **provenance(self.config, self.data),
                 "classifier": self.model.path.name,
                 "seen": seen,
             }
