@@ -1,12 +1,9 @@
 """The kernels, the training step and the explainer against their alternatives.
 
-`bench` measures and returns one dictionary; `write` keeps it as JSON. A kernel's speed is stated as
-bytes that have to be moved, counted, over the median time: GB/s, beside the device's copy bandwidth.
-Its rivals are ordinary autograd code of the same storage type, eager and under `torch.compile`.
+`bench` measures and returns one dictionary; `write` keeps it as JSON.
 """
 
 import json
-import math
 import os
 import platform
 import shlex
@@ -16,26 +13,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch._functorch.config
-import torch.nn.functional as F
-from torch import Tensor
 
-from cxr import CxrError, __version__, build, console, explain, ops, train_gan
+from cxr import CxrError, __version__, build, console, explain, train_gan
+from cxr.bench_kernels import kernels, seconds_of
 from cxr.checkpoints import Model
 from cxr.datasets import Dataset
-from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator, Preset
+from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
 from cxr.training import World, find_device
 
-DTYPES = (torch.float32, torch.bfloat16)
-NAMES = ("c", "d", "eps", "strength", "b", "r", "s_next")
-LARGE = 64 * 2**20  # bytes of an activation from which on bandwidth is all that counts
+STEPS = ("off", "on", "compiled")  # the kernels; "compiled" has them on and compiles the networks
 PARTS = ("prepare", "invert", "disease_directions", "heat_maps", "measure")  # of explain
 
 
@@ -45,6 +36,7 @@ def bench(
     presets: Sequence[str] = ("cxr64", "cxr128"),
     batch: int = 32,
     seconds: float = 1.0,
+    rounds: int | None = None,
     backend: str = "inductor",
 ) -> dict:
     """Measure `kernels`, `step`, `explain`, or `all` of them, and show the tables.
@@ -53,18 +45,24 @@ def bench(
     ----------
     presets : whose shapes and networks are taken
     batch : images in a batch of the GAN
-    seconds : spent on each row of the table, after the warm-up
+    seconds : spent on each operation and shape, after the warm-up
+    rounds : of training steps and of explanations; by default 20 on a GPU, 5 elsewhere
     backend : of `torch.compile`
     """
     on = find_device(device)
+    rounds = rounds or (20 if on.type == "cuda" else 5)
     found = {"about": _about(on)}
     if what in ("kernels", "all"):
         found["kernels"] = kernels(on, presets, batch, seconds, backend)
+        _show_kernels(found["kernels"])
     if what in ("step", "all"):
-        found["step"] = [step(on, preset, batch, seconds, backend) for preset in presets]
+        total = len(presets) * len(STEPS) * (WARM_UP + rounds)
+        with console.progress("training step", total, unit="steps") as bar:
+            found["step"] = [step(on, preset, batch, rounds, backend, bar) for preset in presets]
         _show("training step", found["step"])
     if what in ("explain", "all"):
-        found["explain"] = [explanation(on, preset, seconds) for preset in presets]
+        with console.progress("explain", len(presets) * (1 + rounds)) as bar:
+            found["explain"] = [explanation(on, preset, rounds, bar) for preset in presets]
         _show("explain", found["explain"])
     return found
 
@@ -98,277 +96,57 @@ def _about(device: torch.device) -> dict:
 
 
 def _show(title: str, rows: list[dict]) -> None:
-    """A table of rows of like keys; what is a list or None is left out or a dash."""
+    """A table of rows of like keys; a list is left out, None a dash."""
     keys = [key for key, value in rows[0].items() if not isinstance(value, list)]
     cells = [
         tuple(f"{v:.3g}" if isinstance(v, float) else "-" if v is None else v for v in values)
         for values in ([row[key] for key in keys] for row in rows)
     ]
-    console.table(title, tuple(keys), cells)
+    console.table(title, tuple(key.replace("_", " ") for key in keys), cells)
 
 
-# ---- time ----
-
-
-def _medians(calls: Sequence[Callable[[int], object]], device, seconds: float) -> list[float]:
-    """Median seconds of each call, which is told its turn; they take turns, after a warm-up."""
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(3):
-        for call in calls:
-            call(turn)
-    end, turn = time.perf_counter() + seconds, 0
-    while turn < 5 or (time.perf_counter() < end and turn < 1000):
-        for call, of in zip(calls, times):
-            of.append(_time(call, turn, device))
-        turn += 1
-    return [statistics.median(of) for of in times]
-
-
-def _time(call: Callable[[int], object], turn: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
-        torch.cuda.synchronize(device)
-        start.record()
-        call(turn)
-        end.record()
-        torch.cuda.synchronize(device)
-        return start.elapsed_time(end) / 1e3
-    began = time.perf_counter()
-    call(turn)
-    return time.perf_counter() - began
-
-
-def _cache_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).L2_cache_size
-    return max([os.sysconf(n) for n in os.sysconf_names if n == "SC_LEVEL3_CACHE_SIZE"] + [2**25])
-
-
-def copy_bandwidth(device: torch.device, size: int, seconds: float) -> float:
-    """GB/s, read and written together, of copying `size` bytes."""
-    x, y = (torch.zeros(size // 4, device=device) for _ in "xy")
-    return 2 * size / _medians([lambda _: y.copy_(x)], device, seconds)[0] / 1e9
-
-
-# ---- the kernels ----
-
-
-@dataclass(frozen=True)
-class Case:
-    """An operation as a network calls it; `shape` is that of its first argument."""
-
-    op: str
-    shape: tuple[int, int, int, int]
-    present: tuple[str, ...] = ()
-
-    def inputs(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor | None]:
-        n, c, h, w = self.shape
-        if self.op == "fir_mod_act":
-            h, w = h - 1, w - 1
-        shapes = dict(zip(NAMES, (self.shape, (n, c), (n, 1, h, w), (), (c,), (n, c), (n, c))))
-        tensors = {
-            name: torch.randn(shape, device=device) if name in ("c", *self.present) else None
-            for name, shape in shapes.items()
-        }
-        c = tensors["c"].to(dtype, memory_format=torch.channels_last)
-        return tensors | {"c": c}
-
-    def fused(self, t: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
-        if self.op in ("mod_act", "fir_mod_act"):
-            y, image = getattr(torch.ops.cxrgan, self.op)(*t.values())
-            return tuple(x for x in (y, image) if x.numel())
-        if self.op == "act_fir":
-            return (ops.act_fir(t["c"], t["b"]),)
-        return (ops.fir(t["c"], **({"up": 2} if self.op == "fir up" else {"down": 2})),)
-
-    def plain(self, t: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
-        """The same as ordinary code, in the storage type throughout."""
-        x, channels = t["c"], self.shape[1]
-        if self.op == "fir up":
-            kernel = _blur_kernel(x, 4.0)
-            return (F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels),)
-        if self.op == "fir down":
-            return (F.conv2d(x, _blur_kernel(x, 1.0), stride=2, padding=1, groups=channels),)
-        if self.op == "act_fir":
-            y = _plain_activation(x + t["b"][:, None, None])
-            return (F.conv2d(y, _blur_kernel(x, 1.0), stride=2, padding=1, groups=channels),)
-        if self.op == "fir_mod_act":
-            x = F.conv2d(x, _blur_kernel(x, 4.0), padding=1, groups=channels)
-        if t["d"] is not None:
-            x = x * t["d"][:, :, None, None] + t["strength"] * t["eps"]
-        y = _plain_activation(x + t["b"][:, None, None])
-        outputs = () if t["s_next"] is None and t["r"] is not None else (y,)
-        if t["s_next"] is not None:
-            outputs = (y * t["s_next"][:, :, None, None],)
-        if t["r"] is not None:
-            outputs += ((y * t["r"][:, :, None, None]).sum(1, keepdim=True),)
-        return outputs
-
-
-def _plain_activation(x: Tensor) -> Tensor:
-    return (F.leaky_relu(x, ops.SLOPE) * ops.GAIN).clamp(-ops.CLAMP, ops.CLAMP)
-
-
-def _blur_kernel(x: Tensor, gain: float) -> Tensor:
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-    return (torch.outer(taps, taps) * gain).expand(x.shape[1], 1, 4, 4)
-
-
-def cases(preset: Preset, batch: int) -> list[Case]:
-    """Every call of an operation in a preset's generator and discriminator, each once."""
-    found, size, config = [], 4, preset.generator
-    full = ("d", "eps", "strength", "b")
-    layers = Generator(config).layers
-    for i, layer in enumerate(layers):
-        size *= 2 if layer.up else 1
-        present = full + (("r",) if layer.image_style else ())
-        present += ("s_next",) if i + 1 < len(layers) else ()
-        shape = (batch, layer.conv.raw.shape[0], size + layer.up, size + layer.up)
-        found.append(Case("fir_mod_act" if layer.up else "mod_act", shape, present))
-        if layer.up and layer.image_style:
-            found.append(Case("fir up", (batch, 1, size // 2, size // 2)))
-    channels, size = preset.discriminator.channels, preset.size
-    found.append(Case("mod_act", (batch, channels[0], size, size), ("b",)))
-    for inputs, outputs in pairwise(channels):
-        found.append(Case("act_fir", (batch, inputs, size, size), ("b",)))
-        found.append(Case("fir down", (batch, inputs, size, size)))
-        size //= 2
-        found.append(Case("mod_act", (batch, outputs, size, size), ("b",)))
-    return list(dict.fromkeys(found))
-
-
-def kernels(device, presets: Sequence[str], batch: int, seconds: float, backend: str) -> dict:
-    """Every operation and shape of the presets, forward and backward."""
-    torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
-    size = 2**30 if device.type == "cuda" else min(LARGE * 4, int(2**28 * seconds) or 1)
-    bandwidth = copy_bandwidth(device, size, seconds)
-    wanted = dict.fromkeys(case for name in presets for case in cases(PRESETS[name], batch))
-    rows: list[dict] = []
-    with console.progress("bench", len(wanted) * len(DTYPES), unit="shapes") as bar:
-        for dtype in DTYPES:
-            for case in wanted:
-                torch._dynamo.reset()
-                rows += _time_case(case, dtype, device, seconds, backend, bandwidth)
-                bar.advance()
-    found = {"copy_GBps": bandwidth, "rows": rows, "means": _means(rows)}
-    _show(f"kernels, copy bandwidth {bandwidth:.0f} GB/s", rows)
-    _show("geometric means", found["means"])
-    return found
-
-
-def _time_case(case: Case, dtype, device, seconds: float, backend: str, bandwidth: float) -> list:
-    """A row for the forward and one for the backward pass."""
-    variants = {"fused": case.fused, "again": case.fused, "eager": case.plain}
-    variants["compiled"] = torch.compile(case.plain, backend=backend, dynamic=False)
-    example = case.inputs(dtype, device)
-    outputs = case.fused(example)
-    activations = sum(map(_bytes, (example["c"], *outputs)))
-    sets = min(max(2, math.ceil(2 * _cache_bytes(device) / activations)), 64)
-    forward, backward = [], []
-    for name, function in variants.items():
-        wide = name in ("fused", "again")  # vectors in fp32, as in training
-        once = [_prepare(case, function, dtype, device, wide) for _ in range(sets)]
-        forward.append(_forward_call(function, once))
-        backward.append(_backward_call(once))
-    vectors = sum(_bytes(example[name]) for name in NAMES[1:] if example[name] is not None)
-    gradients = vectors - (_bytes(example["eps"]) if example["eps"] is not None else 0)
-    needed = activations + vectors
-    moved = {"forward": needed, "backward": needed + _bytes(example["c"]) + gradients}
-    if case.op.startswith("fir "):  # linear: nothing is saved
-        moved["backward"] = needed
-    rows = []
-    for name, calls in (("forward", forward), ("backward", backward)):
-        fused, again, eager, compiled = _medians(calls, device, seconds)
-        speed = moved[name] / fused / 1e9
-        rows.append(
-            {
-                "op": case.op + (" image" if "r" in case.present else ""),
-                "shape": "x".join(map(str, case.shape)),
-                "dtype": str(dtype).removeprefix("torch."),
-                "pass": name,
-                "MB": moved[name] / 1e6,
-                "ms": fused * 1e3,
-                "again_ms": again * 1e3,
-                "GBps": speed,
-                "of_copy": speed / bandwidth,
-                "vs_eager": eager / fused,
-                "vs_compiled": compiled / fused,
-            }
-        )
-    return rows
-
-
-def _bytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()
-
-
-def _prepare(case: Case, function, dtype, device, wide: bool) -> tuple:
-    """Inputs for `function`, its outputs and gradients for them."""
-    inputs = case.inputs(dtype, device)
-    if not wide:
-        inputs = {k: None if x is None else x.to(dtype) for k, x in inputs.items()}
-    wanted = [x for k, x in inputs.items() if x is not None and k != "eps"]
-    for x in wanted:
-        x.requires_grad_()
-    outputs = function(inputs)
-    gradients = [torch.randn_like(y) for y in outputs]
-    return inputs, wanted, outputs, gradients
-
-
-def _forward_call(function: Callable, sets: list[tuple]) -> Callable[[int], object]:
-    def call(turn: int):
-        with torch.no_grad():
-            return function(sets[turn % len(sets)][0])
-
-    return call
-
-
-def _backward_call(sets: list[tuple]) -> Callable[[int], object]:
-    def call(turn: int):
-        _, wanted, outputs, gradients = sets[turn % len(sets)]
-        return torch.autograd.grad(outputs, wanted, gradients, retain_graph=True)
-
-    return call
-
-
-def _means(rows: list[dict]) -> list[dict]:
-    """Geometric means of the ratios, and the lowest share of copy bandwidth where it counts."""
-    found = []
-    for key in dict.fromkeys((row["dtype"], row["pass"]) for row in rows):
-        of = [row for row in rows if (row["dtype"], row["pass"]) == key]
-        large = [row["of_copy"] for row in of if row["MB"] * 1e6 >= LARGE]
-        mean = {"dtype": key[0], "pass": key[1], "lowest_of_copy": min(large, default=None)}
-        for name in ("vs_eager", "vs_compiled"):
-            mean[name] = statistics.geometric_mean(row[name] for row in of)
-            mean[f"lowest_{name}"] = min(row[name] for row in of)
-        found.append(mean)
-    return found
+def _show_kernels(found: dict) -> None:
+    """A table for each type and pass, as narrow as a terminal; the rest is in the JSON."""
+    shown = ("op", "shape", "ms", "of_copy", "vs_eager", "vs_compiled")
+    for mean in found["means"]:
+        rows = [row for row in found["rows"] if all(row[k] == mean[k] for k in ("dtype", "pass"))]
+        _show(f"{mean['dtype']}, {mean['pass']}", [{k: row[k] for k in shown} for row in rows])
+    _show(f"geometric means; copy bandwidth {found['copy_GBps']:.0f} GB/s", found["means"])
 
 
 # ---- the training step ----
 
-STEPS = ("off", "on", "compiled")  # the kernels; "compiled" has them on and compiles the networks
+WARM_UP = 2  # steps, the first of which compiles
 
 
-def step(device: torch.device, preset: str, batch: int, seconds: float, backend: str) -> dict:
+def step(
+    device: torch.device, preset: str, batch: int, rounds: int, backend: str, bar: console.Bar
+) -> dict:
     """Images per second of the GAN's training step, in a process for each variant, in turns."""
     order = json.dumps([str(device), preset, batch, backend])
     children = {variant: _child(variant, order) for variant in STEPS}
+    times: dict[str, list[float]] = {variant: [] for variant in STEPS}
     try:
-        for child in children.values():
-            _ask(child)  # the first step, with R1, and the compilation
-            _ask(child)
-        times: dict[str, list[float]] = {variant: [] for variant in STEPS}
-        while len(times["off"]) < 3 or sum(times["off"]) < 4 * seconds:
+        for _ in range(WARM_UP + rounds):
             for variant, child in children.items():
+                bar.note(f"{preset}, {variant}")
                 times[variant].append(_ask(child))
+                bar.advance()
     finally:
         for child in children.values():
             child.kill()
             child.communicate()
-    speeds = {f"{v}_images_per_second": batch / statistics.median(t) for v, t in times.items()}
-    ratio = speeds["on_images_per_second"] / speeds["off_images_per_second"]
-    return {"preset": preset, "batch": batch, **speeds, "on_vs_off": ratio, "seconds": [times]}
+    times = {variant: of[WARM_UP:] for variant, of in times.items()}
+    medians = {variant: statistics.median(of) for variant, of in times.items()}
+    return {
+        "preset": preset,
+        "batch": batch,
+        "unit": "images/s",
+        **{variant: batch / t for variant, t in medians.items()},
+        "on_vs_off": medians["off"] / medians["on"],
+        "compiled_vs_off": medians["off"] / medians["compiled"],
+        "seconds": [times],
+    }
 
 
 def _child(variant: str, order: str) -> subprocess.Popen:
@@ -401,7 +179,7 @@ def serve(variant: str, device: str, preset: str, batch: int, backend: str) -> N
     for _ in sys.stdin:
         if trainer.step_number % trainer.config.r1_every == 0:
             trainer.progress["images"] += batch
-        print(_time(lambda _: trainer.step(), 0, on), flush=True)
+        print(seconds_of(lambda _: trainer.step(), 0, on), flush=True)
 
 
 class Timed(train_gan.Trainer):
@@ -442,20 +220,21 @@ def _untrained(preset: str, device: torch.device) -> Model:
 # ---- the explainer ----
 
 
-def explanation(device: torch.device, preset: str, seconds: float) -> dict:
+def explanation(device: torch.device, preset: str, rounds: int, bar: console.Bar) -> dict:
     """Seconds for one image with the defaults of `explain`, and where they go."""
     size = PRESETS[preset].size
     model = _untrained(preset, device)
     image = np.random.default_rng(0).integers(0, 255, (size, size), dtype=np.uint8)
     runs = []
+    bar.note(preset)
     with _timed_parts(device) as parts:
-        while len(runs) < 2 or sum(run["total"] for run in runs) < 4 * seconds:
+        for _ in range(1 + rounds):  # the first warms up
             parts.clear()
             began = time.perf_counter()
             explain.explain(image, model, device=str(device))
             runs.append({"total": time.perf_counter() - began, **parts})
-    median = {k: statistics.median(run[k] for run in runs[1:]) for k in runs[0]}
-    return {"preset": preset, "frames": 17, "refine": 60, "restarts": 2, **median}
+            bar.advance()
+    return {"preset": preset} | {k: statistics.median(r[k] for r in runs[1:]) for k in runs[0]}
 
 
 @contextmanager

@@ -148,19 +148,10 @@ struct Plain {
   const Shape& k;
   const T* x;
   const int64_t& n;
-  const T* operator()(int64_t i) const { return x + (n * k.x_height + i) * k.x_width * k.c; }
-  void restart() {}
-};
-
-// The same rows in the wide type, for the blur to read.
-template <class T, class A = Wide<T>>
-struct Widened {
-  Plain<T> plain;
-  std::vector<A> row;
-  const A* operator()(int64_t i) {
-    widen_row(plain(i), row.data(), int64_t(row.size()));
-    return row.data();
+  const T* operator()(int64_t i, Wide<T>* = nullptr) const {
+    return x + (n * k.x_height + i) * k.x_width * k.c;
   }
+  void restart() {}
 };
 
 // The rows that `mod_act` reads.
@@ -168,8 +159,7 @@ template <bool Blurred, class T, class A = Wide<T>>
 auto argument_rows(const Shape& k, const T* x, const int64_t& n) {
   const Plain<T> plain{k, x, n};
   if constexpr (Blurred)
-    return Blur<A, Widened<T>>(k.rows(false), k.columns(false), k.c, A(4),
-                               {plain, std::vector<A>(k.x_width * k.c)});
+    return Blur<T>(k.rows(false), k.columns(false), k.c, A(4), plain);
   else
     return plain;
 }
@@ -217,20 +207,19 @@ void mod_act_bands_bwd(const Epilogue<A>& e, const Shape& k, const T* gy, const 
       }
     } else {
       // Neighbouring bands both need the rows between them; one of them counts these rows.
-      std::vector<A> row(k.y_width * k.c), uncounted(kSums * k.c);
+      std::vector<A> uncounted(kSums * k.c);
       int64_t band = begin;
-      const auto gradient_row = [&](int64_t i) -> const A* {
+      const auto gradient_row = [&](int64_t i, A* row) -> const A* {
         const bool counts = bands.first(band) <= i && i < bands.last(band);
-        gradient(i, row.data(), counts ? band_sums(band) : uncounted.data());
-        return row.data();
+        gradient(i, row, counts ? band_sums(band) : uncounted.data());
+        return row;
       };
-      Blur<A, decltype(gradient_row)&> blur(k.rows(true), k.columns(true), k.c, A(4),
-                                            gradient_row);
+      Blur<A> blur(k.rows(true), k.columns(true), k.c, A(4), gradient_row);
       for (; band < end; ++band) {
         n = band / bands.per_image;
         source.restart(), blur.restart();
         for (int64_t i = bands.first(band); i < bands.last(band); ++i)
-          narrow_row(blur(i), dx_row(i), k.x_width * k.c);
+          blur.write(i, dx_row(i));
       }
     }
   });
@@ -323,13 +312,13 @@ Tensor act_fir(Tensor c, Tensor b, int64_t down) {
     Tensor out = empty_image({n, channels, oh, ow}, x.scalar_type(), x);
     const T* from = data<T>(x);
     T* to = mutable_data<T>(out);
-    blur_bands<T>(
+    blur_bands<A>(
         {h, oh, down, 1, false}, {w, ow, down, 1, false}, n, channels, A(1),
         [&](int64_t image, int64_t i, A* row) {
-          activate_row(from + (image * h + i) * w * channels, bias, row, w, channels);
+          return activate_row(from + (image * h + i) * w * channels, bias, row, w, channels);
         },
-        [&](int64_t, int64_t image, int64_t i, const A* row) {
-          narrow_row(row, to + (image * oh + i) * ow * channels, ow * channels);
+        [&](int64_t, int64_t image, int64_t i, auto& blur) {
+          blur.write(i, to + (image * oh + i) * ow * channels);
         });
     return out;
   });
@@ -353,12 +342,10 @@ std::tuple<Tensor, Tensor> act_fir_bwd(Tensor g, Tensor c, Tensor b, int64_t dow
     T* to = mutable_data<T>(dx);
     blur_bands<T>(
         {oh, h, down, 1, true}, {ow, w, down, 1, true}, n, channels, A(1),
-        [&](int64_t image, int64_t i, A* row) {
-          widen_row(from + (image * oh + i) * ow * channels, row, ow * channels);
-        },
-        [&](int64_t band, int64_t image, int64_t i, const A* row) {
+        [&](int64_t image, int64_t i, A*) { return from + (image * oh + i) * ow * channels; },
+        [&](int64_t band, int64_t image, int64_t i, auto& blur) {
           const int64_t offset = (image * h + i) * w * channels;
-          activate_row_bwd(row, at + offset, bias, to + offset, &sums[band * channels], w,
+          activate_row_bwd(blur(i), at + offset, bias, to + offset, &sums[band * channels], w,
                            channels);
         });
     return std::make_tuple(dx, Totals<A>{x, sums, n, bands, channels, 1}.per_channel(0, true));
@@ -380,11 +367,9 @@ Tensor fir(Tensor input, int64_t factor, bool transposed, int64_t pad, int64_t h
     blur_bands<T>(
         {h, height, factor, pad, transposed}, {w, width, factor, pad, transposed}, n, channels,
         A(gain),
-        [&](int64_t image, int64_t i, A* row) {
-          widen_row(from + (image * h + i) * w * channels, row, w * channels);
-        },
-        [&](int64_t, int64_t image, int64_t i, const A* row) {
-          narrow_row(row, to + (image * height + i) * width * channels, width * channels);
+        [&](int64_t image, int64_t i, A*) { return from + (image * h + i) * w * channels; },
+        [&](int64_t, int64_t image, int64_t i, auto& blur) {
+          blur.write(i, to + (image * height + i) * width * channels);
         });
     return out;
   });

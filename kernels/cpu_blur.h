@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -26,119 +28,150 @@ struct Bands {
   int64_t last(int64_t band) const { return std::min(height, first(band) + rows); }
 };
 
-// y[i] = sum over the window of weight * x[j][i]; the weights are those of the blur times `scale`.
-template <class A>
-void combine(const A* const* x, const Window& w, A scale, A* __restrict y, int64_t n) {
-  A t[4];
-  for (int j = 0; j < w.count; ++j) t[j] = scale * A(tap_weight(w.tap + j * w.step));
-  const A *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
-  if (w.count == 4)
-    for (int64_t i = 0; i < n; ++i)
-      y[i] = t[0] * x0[i] + t[1] * x1[i] + (t[2] * x2[i] + t[3] * x3[i]);
-  else if (w.count == 3)
-    for (int64_t i = 0; i < n; ++i) y[i] = t[0] * x0[i] + t[1] * x1[i] + t[2] * x2[i];
-  else if (w.count == 2)
-    for (int64_t i = 0; i < n; ++i) y[i] = t[0] * x0[i] + t[1] * x1[i];
-  else if (w.count == 1)
-    for (int64_t i = 0; i < n; ++i) y[i] = t[0] * x0[i];
-  else
-    std::fill(y, y + n, A(0));
+// Where sums are taken: `n` in a line, and as many in each of `times` lines, which begin `in`
+// inputs and `out` outputs apart.
+struct Lines {
+  int64_t n, times = 1, in = 0, out = 0;
+};
+
+// y[Out * i] = sum(In * i). Inlined, so that each use has loads of its own: the processor learns
+// the stride of each load and fetches ahead.
+template <int In, int Out, class Y, class Sum>
+[[gnu::always_inline]] inline void each(const Lines& of, Y* __restrict y, const Sum& sum) {
+  for (int64_t p = 0; p < of.times; ++p, y += of.out)
+#pragma omp simd
+    for (int64_t i = 0; i < of.n; ++i) narrow(sum(p * of.in + In * i), y[Out * i]);
 }
 
-// Outputs first .. first + length - 1 whose windows are alike and step on by one input each: in
-// memory one long vector.
+// The sum over the window of weight * x[j][i]; the weights are those of the blur times `scale`.
+template <int In, int Out, class X, class Y, class A>
+[[gnu::always_inline]] inline void combine(const X* const* x, const Window& w, A scale, Y* y,
+                                           const Lines& of) {
+  A t[4] = {};
+  for (int j = 0; j < w.count; ++j) t[j] = scale * A(tap_weight(w.tap + j * w.step));
+  const auto a = [t = t[0], x = x[0]](int64_t i) { return t * widen(x[i]); };
+  const auto b = [t = t[1], x = x[1]](int64_t i) { return t * widen(x[i]); };
+  const auto c = [t = t[2], x = x[2]](int64_t i) { return t * widen(x[i]); };
+  const auto d = [t = t[3], x = x[3]](int64_t i) { return t * widen(x[i]); };
+  if (w.count == 4)
+    each<In, Out>(of, y, [&](int64_t i) { return a(i) + b(i) + (c(i) + d(i)); });
+  else if (w.count == 3)
+    each<In, Out>(of, y, [&](int64_t i) { return a(i) + b(i) + c(i); });
+  else if (w.count == 2)
+    each<In, Out>(of, y, [&](int64_t i) { return a(i) + b(i); });
+  else if (w.count == 1)
+    each<In, Out>(of, y, a);
+  else
+    each<In, Out>(of, y, [](int64_t) { return A(0); });
+}
+
+// Outputs whose windows are alike: `length` of them, from `first` and its `window` on.
 struct Run {
   int64_t first, length;
   Window window;
 };
 
-std::vector<Run> runs(const Axis& axis) {
+// The runs of an axis; an output is `out` after the one before it in its run, its window `in`.
+inline std::vector<Run> runs(const Axis& axis, int64_t in, int64_t out) {
   std::vector<Run> found;
   for (int64_t i = 0; i < axis.out; ++i) {
     const Window w = window(axis, i);
-    if (!found.empty()) {
-      Run& last = found.back();
-      const Window& v = last.window;
-      if (v.count == w.count && v.tap == w.tap && v.first + last.length == w.first) {
-        ++last.length;
-        continue;
-      }
-    }
-    found.push_back({i, 1, w});
+    const auto run = std::find_if(found.begin(), found.end(), [&](const Run& run) {
+      return run.window.count == w.count && run.window.tap == w.tap &&
+             run.window.first + run.length * in == w.first && run.first + run.length * out == i;
+    });
+    if (run == found.end())
+      found.push_back({i, 1, w});
+    else
+      ++run->length;
   }
   return found;
 }
 
-// Blurred rows of an image whose rows `source(i)` gives; rows have to be asked for in order.
-// The last four rows, blurred horizontally, stay in a ring.
-template <class A, class Source>
+// A cache line. Rows begin on one: a vector's access never meets two.
+template <class A>
+struct alignas(64) Line {
+  static constexpr int64_t kLength = 64 / sizeof(A);
+  A at[kLength];
+};
+
+// Blurred rows of an image, first along the columns, then along the row. `source(i, scratch)` gives
+// input row i, for which it may use the memory `scratch`; rows have to be asked for in order, so
+// that each is got once.
+template <class T, class A = Wide<T>>
 class Blur {
  public:
+  using Source = std::function<const T*(int64_t, A*)>;
+
   Blur(const Axis& rows, const Axis& columns, int64_t channels, A gain, Source source)
-      : rows_(rows), runs_(runs(columns)), channels_(channels), width_(columns.out * channels),
-        gain_(gain / 64), source_(std::forward<Source>(source)), buffer_(5 * width_) {}
+      : rows_(rows), in_(columns.transposed ? 1 : columns.down),
+        out_(columns.transposed ? columns.down : 1), runs_(runs(columns, in_, out_)),
+        channels_(channels), in_width_(columns.in * channels), gain_(gain / 64),
+        source_(std::move(source)),
+        lines_(std::max(columns.in, columns.out) * channels / Line<A>::kLength + 1),
+        buffer_(new Line<A>[6 * lines_]) {}
 
   void restart() { next_ = 0; }
 
+  // Row i, until the next is asked for.
   const A* operator()(int64_t i) {
+    write(i, buffer(5));
+    return buffer(5);
+  }
+
+  template <class Y>
+  void write(int64_t i, Y* y) {
     const Window w = window(rows_, i);
-    for (next_ = std::max(next_, w.first); next_ < w.first + w.count; ++next_) fill(next_);
-    const A* x[4] = {};
-    for (int j = 0; j < w.count; ++j) x[j] = ring(w.first + j);
-    A* y = &buffer_[4 * width_];
-    combine(x, w, gain_, y, width_);
-    return y;
+    for (next_ = std::max(next_, w.first); next_ < w.first + w.count; ++next_)
+      kept_[next_ % 4] = source_(next_, buffer(next_ % 4));
+    const T* x[4] = {};
+    for (int j = 0; j < w.count; ++j) x[j] = kept_[(w.first + j) % 4];
+    combine<1, 1>(x, w, gain_, buffer(4), {in_width_});
+    for (const Run& run : runs_) along(buffer(4), run, y + run.first * channels_);
   }
 
  private:
-  A* ring(int64_t i) { return &buffer_[i % 4 * width_]; }
+  A* buffer(int64_t i) { return buffer_[i * lines_].at; }
 
-  void fill(int64_t i) {
-    const A* row = source_(i);
-    A* y = ring(i);
-    for (const Run& run : runs_) {
-      const A* x[4] = {};
-      for (int j = 0; j < run.window.count; ++j) x[j] = row + (run.window.first + j) * channels_;
-      combine(x, run.window, A(1), y + run.first * channels_, run.length * channels_);
-    }
+  template <class Y>
+  void along(const A* row, const Run& run, Y* y) const {
+    const int64_t n = run.length, c = channels_;
+    const A* x[4] = {};
+    for (int j = 0; j < run.window.count; ++j) x[j] = row + (run.window.first + j) * c;
+    if (c == 1 && in_ == 2)
+      combine<2, 1>(x, run.window, A(1), y, {n});
+    else if (c == 1 && out_ == 2)
+      combine<1, 2>(x, run.window, A(1), y, {n});
+    else  // without resampling the run is one long vector in memory
+      combine<1, 1>(x, run.window, A(1), y,
+                    in_ == out_ ? Lines{n * c} : Lines{c, n, in_ * c, out_ * c});
   }
 
   Axis rows_;
+  int64_t in_, out_;
   std::vector<Run> runs_;
-  int64_t channels_, width_, next_ = 0;
+  int64_t channels_, in_width_, next_ = 0;
   A gain_;
   Source source_;
-  std::vector<A> buffer_;
+  const T* kept_[4] = {};
+  int64_t lines_;
+  std::unique_ptr<Line<A>[]> buffer_;
 };
 
-template <class T, class A>
-void widen_row(const T* __restrict x, A* __restrict y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] = widen(x[i]);
-}
-
-template <class T, class A>
-void narrow_row(const A* __restrict x, T* __restrict y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) narrow(x[i], y[i]);
-}
-
-// Blurs every image in bands of rows: `load(image, i, row)` writes input row i, `store(band, image,
-// i, row)` takes output row i.
-template <class T, class Load, class Store, class A = Wide<T>>
+// Blurs every image in bands of rows: `source(image, i, scratch)` gives input row i, `store(band,
+// image, i, blur)` takes output row i from the `blur`.
+template <class T, class Get, class Store, class A = Wide<T>>
 void blur_bands(const Axis& rows, const Axis& columns, int64_t images, int64_t channels, A gain,
-                const Load& load, const Store& store) {
+                const Get& source, const Store& store) {
   const Bands bands(rows.out, columns.out * channels);
   torch::stable::parallel_for(0, images * bands.per_image, 1, [&](int64_t begin, int64_t end) {
     int64_t n = 0;
-    std::vector<A> row(columns.in * channels);
-    auto source = [&](int64_t i) -> const A* {
-      load(n, i, row.data());
-      return row.data();
-    };
-    Blur<A, decltype(source)&> blur(rows, columns, channels, gain, source);
+    Blur<T> blur(rows, columns, channels, gain,
+                 [&](int64_t i, A* scratch) { return source(n, i, scratch); });
     for (int64_t band = begin; band < end; ++band) {
       n = band / bands.per_image;
       blur.restart();
-      for (int64_t i = bands.first(band); i < bands.last(band); ++i) store(band, n, i, blur(i));
+      for (int64_t i = bands.first(band); i < bands.last(band); ++i) store(band, n, i, blur);
     }
   });
 }

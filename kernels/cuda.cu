@@ -1,4 +1,5 @@
-// The fused operations on CUDA devices: the hosts of the kernels in cuda_kernels.cuh.
+// The fused operations on CUDA devices: see cxr/ops.py for what each computes. Here are the hosts
+// of the kernels in the cuda_*.cuh beside.
 
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -7,7 +8,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "cuda_kernels.cuh"
+#include "cuda_mod_act.cuh"
 #include "tensors.h"
 
 namespace cxrgan {

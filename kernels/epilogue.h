@@ -72,7 +72,19 @@ using torch::headeronly::Half;
 
 CXR_INLINE float widen(float x) { return x; }
 CXR_INLINE double widen(double x) { return x; }
-CXR_INLINE float widen(Half x) { return float(x); }
+CXR_INLINE float widen(Half x) {
+#ifdef __CUDA_ARCH__
+  return float(x);
+#else  // torch's own conversion does not vectorise
+  union {
+    uint32_t bits;
+    float value;
+  } u = {uint32_t(x.x & 0x7fff) << 13};
+  u.value *= 0x1p112f;
+  u.bits |= ((x.x & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u) | uint32_t(x.x & 0x8000) << 16;
+  return u.value;
+#endif
+}
 CXR_INLINE void narrow(float x, float& y) { y = x; }
 CXR_INLINE void narrow(double x, double& y) { y = x; }
 CXR_INLINE void narrow(float x, Half& y) { y = Half(x); }

@@ -86,6 +86,7 @@ inline Optional checked(const Optional& given, const char* name, const Tensor& l
   STD_TORCH_CHECK(given->numel() == numel && (given->dim() == 0 || given->size(-1) == channels),
                   name, ": expected ", numel, " numbers, got ", given->numel());
   STD_TORCH_CHECK(given->device() == like.device(), name, " is on another device");
+  if (given->scalar_type() == type && given->is_contiguous()) return given;  // the usual case: fast
   return torch::stable::contiguous(torch::stable::to(*given, type));
 }
 
