@@ -234,7 +234,8 @@ def explanation(device: torch.device, preset: str, rounds: int, bar: console.Bar
             explain.explain(image, model, device=str(device))
             runs.append({"total": time.perf_counter() - began, **parts})
             bar.advance()
-    return {"preset": preset} | {k: statistics.median(r[k] for r in runs[1:]) for k in runs[0]}
+    medians = {key: statistics.median(run[key] for run in runs[1:]) for key in runs[0]}
+    return {"preset": preset, "unit": "s", **medians}
 
 
 @contextmanager

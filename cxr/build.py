@@ -26,7 +26,7 @@ SUFFIXES = {"cpu": (".cpp", ".h"), "cuda": (".cu", ".cuh", ".h")}  # of the sour
 X86 = platform.machine() in ("x86_64", "AMD64")
 ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the stable ABI of torch 2.11
 FLAGS = {
-    "cpu": ["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", ABI],
+    "cpu": ["-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", ABI],
     "cuda": ["-O3", "-DUSE_CUDA", ABI],
 }
 NATIVE = ["-march=native", *(["-mprefer-vector-width=512"] if X86 else [])]  # this very processor

@@ -175,14 +175,10 @@ def _activate_bwd(g: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _mod_act(c, d, eps, strength, b, r, s_next, blur: bool = False) -> tuple[Tensor, Tensor]:
     x = _wide(c)
     a = _activate(_argument(_blur(x) if blur else x, d, eps, strength, b))
-    y = c.new_empty(0) if r is not None and s_next is None else a
-    if s_next is not None:
-        y = a * _per_pixel(s_next, a)
-    if y.ndim == 4:
-        y = _channels_last(y, c)
-    if r is None:
-        return y, a.new_empty(0)
-    return y, (a * _per_pixel(r, a)).sum(1, keepdim=True).contiguous()
+    y = a if s_next is None else a * _per_pixel(s_next, a)
+    y = c.new_empty(0) if r is not None and s_next is None else _channels_last(y, c)
+    image = None if r is None else (a * _per_pixel(r, a)).sum(1, keepdim=True).contiguous()
+    return y, a.new_empty(0) if image is None else image
 
 
 def _mod_act_bwd(gy, gimage, c, d, eps, strength, b, r, s_next, blur: bool = False):
@@ -280,11 +276,7 @@ def _save(ctx, inputs: Sequence, output) -> None:
     tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
     ctx.save_for_backward(*tensors)
     ctx.numbers = inputs[len(tensors) :]
-
-
-def _mod_act_save(ctx, inputs: Sequence, output) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.set_materialize_grads(False)  # an output that nobody uses costs nothing
+    ctx.set_materialize_grads(isinstance(output, Tensor))  # of several, an unused one costs nothing
 
 
 def _like(grad: Tensor, of: Tensor | None) -> Tensor | None:
@@ -330,14 +322,13 @@ def _replay(ctx, *grads, reference: Callable):
         outputs = reference(*inputs, *ctx.numbers)
     pairs = [(y, g) for y, g in zip(outputs, grads) if g is not None and y.requires_grad]
     wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
-    result = [None] * (len(inputs) + len(ctx.numbers))
+    found = {}
     if pairs and wanted:
         ys, gs = zip(*pairs)
-        sources = [inputs[i] for i in wanted]
-        found = torch.autograd.grad(ys, sources, gs, create_graph=create_graph, allow_unused=True)
-        for i, grad in zip(wanted, found):
-            result[i] = grad
-    return tuple(result)
+        xs = [inputs[i] for i in wanted]
+        grads = torch.autograd.grad(ys, xs, gs, create_graph=create_graph, allow_unused=True)
+        found = dict(zip(wanted, grads))
+    return tuple(found.get(i) for i in range(len(inputs) + len(ctx.numbers)))
 
 
 # ---- registration ----
@@ -365,22 +356,19 @@ def _register_mod_act(name: str, blur: bool) -> None:
     )
     bwd_reference = partial(_mod_act_bwd, blur=blur)
     _register(
-        name,
-        f"({inputs}) -> (Tensor y, Tensor image)",
-        partial(_mod_act, blur=blur),
-        partial(_mod_act_fake, blur=blur),
-        lambda ctx, gy, gimage: _mod_act_backward(
-            ctx, gy, gimage, getattr(torch.ops.cxrgan, f"{name}_bwd")
-        ),
-        _mod_act_save,
-    )
-    _register(
         f"{name}_bwd",
         f"(Tensor? gy, Tensor? gimage, {inputs}) -> (Tensor dc, Tensor dd, Tensor dstrength,"
         " Tensor db, Tensor dr, Tensor ds_next)",
         bwd_reference,
         _mod_act_bwd_fake,
         partial(_replay, reference=bwd_reference),
+    )
+    _register(
+        name,
+        f"({inputs}) -> (Tensor y, Tensor image)",
+        partial(_mod_act, blur=blur),
+        partial(_mod_act_fake, blur=blur),
+        partial(_mod_act_backward, bwd=getattr(torch.ops.cxrgan, f"{name}_bwd")),
     )
 
 

@@ -129,15 +129,27 @@ def oracle(function, inputs: list, seed: int = 9) -> tuple[list[Tensor], list[Te
     return outputs, grads, [next(found) if isinstance(x, Tensor) else None for x in wide]
 
 
+def mod_act_oracle(blur: bool, inputs: dict, size) -> tuple[list[Tensor], list[Tensor], list]:
+    """`oracle` of plain_mod_act, with the summands [N, C, H, W] of the strength's gradient for it."""
+    if inputs["strength"] is not None:
+        inputs = inputs | {"strength": inputs["strength"].expand(size)}
+    return oracle(lambda *values: plain_mod_act(blur, *values), list(inputs.values()))
+
+
 def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert actual.shape == expected.shape
     tolerance = TOLERANCE[dtype]
     scale = expected.detach().abs().max().item() if expected.numel() else 0.0
-    if expected.ndim == 0:  # a sum over the image of terms about 1, which may cancel
-        scale = max(scale, 1.0)
     torch.testing.assert_close(
         actual.double(), expected.detach(), rtol=tolerance, atol=tolerance * scale
     )
+
+
+def close_sum(actual: Tensor, summands: Tensor) -> None:
+    """A sum may cancel: its rounding is measured by the sum of the absolute values."""
+    assert actual.ndim == 0
+    error = (actual.double() - summands.sum()).abs()
+    assert error <= 2 * torch.finfo(actual.dtype).eps * summands.abs().sum()
 
 
 def check(outputs, grads, expected_outputs, expected_grads, dtype, names=("c",)) -> None:
@@ -146,7 +158,10 @@ def check(outputs, grads, expected_outputs, expected_grads, dtype, names=("c",))
         close(y, expected, y.dtype)
     for name, grad, expected in zip(names, grads, expected_grads, strict=True):
         if expected is not None and name != "eps":
-            close(grad, expected, dtype if name == "c" else _wide(dtype))
+            if name == "strength":
+                close_sum(grad, expected)
+            else:
+                close(grad, expected, dtype if name == "c" else _wide(dtype))
 
 
 def run_mod_act(implementation, name, inputs: dict, grads) -> tuple[list, list]:
@@ -175,9 +190,7 @@ def test_mod_act_agrees_with_fp64_autograd(
     blur = name == "fir_mod_act"
     inputs = sample(PRESENT[present], blur, size, dtype, device)
     torch.use_deterministic_algorithms(False)
-    expected, grads, expected_grads = oracle(
-        lambda *values: plain_mod_act(blur, *values), list(inputs.values())
-    )
+    expected, grads, expected_grads = mod_act_oracle(blur, inputs, size)
     torch.use_deterministic_algorithms(True)
     inputs["c"] = laid_out(inputs["c"], layout)
     stored = [g.to(dtype if g.shape[1] == size[1] else _wide(dtype)) for g in grads]
@@ -199,9 +212,7 @@ def test_the_parts_a_larger_image_is_worked_on_in_add_up(device, name, dtype, ch
         found = torch.ops.cxrgan.act_fir_bwd(g.to(dtype), c, b, 2)
         check([ops.act_fir(c, b)], found, expected, expected_grads[:2], dtype, ("c", "b"))
         return
-    expected, grads, expected_grads = oracle(
-        lambda *values: plain_mod_act(name == "fir_mod_act", *values), list(inputs.values())
-    )
+    expected, grads, expected_grads = mod_act_oracle(name == "fir_mod_act", inputs, size)
     outputs, found = run_mod_act("kernels", name, inputs, [g.to(dtype) for g in grads])
     check(outputs, found, expected, expected_grads, dtype, NAMES)
 
