@@ -420,8 +420,7 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
     "presets",
     multiple=True,
     type=click.Choice(PRESETS),
-    default=("cxr64", "cxr128"),
-    help="Whose shapes and networks; may be repeated.",
+    help="Whose shapes and networks; may be repeated.  [default: cxr64, cxr128; on a GPU cxr256]",
 )
 @click.option("--batch", type=click.IntRange(16), default=32, help="Images in a batch of the GAN.")
 @device_option

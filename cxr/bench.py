@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from cxr import CxrError, __version__, build, console, explain, train_gan
-from cxr.bench_kernels import kernels, seconds_of
+from cxr.bench_kernels import kernels
 from cxr.checkpoints import Model
 from cxr.datasets import Dataset
 from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
@@ -33,7 +33,7 @@ PARTS = ("prepare", "invert", "disease_directions", "heat_maps", "measure")  # o
 def bench(
     what: str = "all",
     device: str = "auto",
-    presets: Sequence[str] = ("cxr64", "cxr128"),
+    presets: Sequence[str] = (),
     batch: int = 32,
     seconds: float = 1.0,
     rounds: int | None = None,
@@ -43,14 +43,16 @@ def bench(
 
     Parameters
     ----------
-    presets : whose shapes and networks are taken
+    presets : whose shapes and networks are taken; by default cxr64 and cxr128, on a GPU cxr256, too
     batch : images in a batch of the GAN
     seconds : spent on each operation and shape, after the warm-up
     rounds : of training steps and of explanations; by default 20 on a GPU, 5 elsewhere
     backend : of `torch.compile`
     """
     on = find_device(device)
-    rounds = rounds or (20 if on.type == "cuda" else 5)
+    gpu = on.type == "cuda"
+    presets = presets or (("cxr64", "cxr128", "cxr256") if gpu else ("cxr64", "cxr128"))
+    rounds = rounds or (20 if gpu else 5)
     found = {"about": _about(on)}
     if what in ("kernels", "all"):
         found["kernels"] = kernels(on, presets, batch, seconds, backend)
@@ -112,6 +114,13 @@ def _show_kernels(found: dict) -> None:
         rows = [row for row in found["rows"] if all(row[k] == mean[k] for k in ("dtype", "pass"))]
         _show(f"{mean['dtype']}, {mean['pass']}", [{k: row[k] for k in shown} for row in rows])
     _show(f"geometric means; copy bandwidth {found['copy_GBps']:.0f} GB/s", found["means"])
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, when the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 # ---- the training step ----
@@ -179,7 +188,9 @@ def serve(variant: str, device: str, preset: str, batch: int, backend: str) -> N
     for _ in sys.stdin:
         if trainer.step_number % trainer.config.r1_every == 0:
             trainer.progress["images"] += batch
-        print(seconds_of(lambda _: trainer.step(), 0, on), flush=True)
+        began = _clock(on)
+        trainer.step()
+        print(_clock(on) - began, flush=True)
 
 
 class Timed(train_gan.Trainer):
@@ -230,9 +241,9 @@ def explanation(device: torch.device, preset: str, rounds: int, bar: console.Bar
     with _timed_parts(device) as parts:
         for _ in range(1 + rounds):  # the first warms up
             parts.clear()
-            began = time.perf_counter()
+            began = _clock(device)
             explain.explain(image, model, device=str(device))
-            runs.append({"total": time.perf_counter() - began, **parts})
+            runs.append({"total": _clock(device) - began, **parts})
             bar.advance()
     medians = {key: statistics.median(run[key] for run in runs[1:]) for key in runs[0]}
     return {"preset": preset, "unit": "s", **medians}
@@ -246,10 +257,8 @@ def _timed_parts(device: torch.device):
 
     def timed(name: str) -> Callable:
         def call(*arguments, **options):
-            began, answer = time.perf_counter(), before[name](*arguments, **options)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            parts[name] = parts.get(name, 0.0) + time.perf_counter() - began
+            began, answer = _clock(device), before[name](*arguments, **options)
+            parts[name] = parts.get(name, 0.0) + _clock(device) - began
             return answer
 
         return call

@@ -113,8 +113,11 @@ def ahead_of_time(kind: str, sources: list[Path]) -> Path:
 
 
 def _runs_portable(kind: str) -> bool:
-    """Whether this processor has what `PORTABLE` compiles for."""
-    return kind == "cuda" or not X86 or torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+    """Whether the processors here are among those that are compiled for ahead of time."""
+    if kind == "cuda":
+        gpus = range(torch.cuda.device_count())
+        return all(torch.cuda.get_device_capability(i) >= (8, 0) for i in gpus)
+    return not X86 or torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 
 
 def extensions() -> list:
@@ -215,12 +218,19 @@ def _compile(kind: str, sources: list[Path], entry: Path) -> str:
 
 
 def _compiler(kind: str) -> str:
-    """The compiler that torch will call, and its version."""
+    """The compiler that torch will call, and its version. Raises _Unavailable without it, ninja or
+    setuptools; that is not remembered, since they may be installed."""
+    try:
+        from torch.utils import cpp_extension  # slow to import, and needs setuptools
+
+        with _environment(kind):
+            cpp_extension.verify_ninja_availability()
+    except (ImportError, RuntimeError) as error:
+        raise _Unavailable(str(error))
     command, remedy = os.environ.get("CXX", "c++"), "install g++ or set CXX"
     if kind == "cuda":
-        from torch.utils.cpp_extension import CUDA_HOME  # slow to import, and needs setuptools
-
-        command, remedy = f"{CUDA_HOME}/bin/nvcc", "install the CUDA toolkit or set CUDA_HOME"
+        command = f"{cpp_extension.CUDA_HOME or '/usr/local/cuda'}/bin/nvcc"
+        remedy = "install the CUDA toolkit or set CUDA_HOME"
     try:
         answer = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -239,7 +249,7 @@ def _own_folder(cache: Path) -> Path:
 
 
 def _run_compiler(kind: str, sources: list[str], folder: Path) -> Path:
-    from torch.utils import cpp_extension  # slow to import, and needs setuptools
+    from torch.utils import cpp_extension
 
     try:
         with _environment(kind):
@@ -253,8 +263,9 @@ def _run_compiler(kind: str, sources: list[str], folder: Path) -> Path:
                 is_python_module=False,
             )
     except (RuntimeError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise _Unavailable(next((line for line in lines if "error: " in line), lines[0]))
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = (line for line in lines if "error: " in line or "nvcc fatal" in line)
+        raise _Unavailable(next(told, lines[0]))
     return Path(library)
 
 

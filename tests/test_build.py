@@ -143,6 +143,8 @@ def test_without_ninja_the_reason_says_so(sources, said, tmp_path, monkeypatch):
     monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(programs))
     path, reason = build.load()
     assert path == "reference" and "ninja" in reason.lower()
+    monkeypatch.undo()
+    assert not (tmp_path / "cache").exists()  # once ninja is there, the build is tried
 
 
 @needs_compiler

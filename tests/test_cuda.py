@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 from cxr import build
 
@@ -23,7 +24,7 @@ HOT = ("mod_act_kernel", "mod_act_bwd_kernel", "fir_mod_act_bwd_kernel", "blur_k
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
 def test_kernels_compile_for_data_centre_gpus_and_stay_in_registers(tmp_path):
     command = [NVCC, "-c", SOURCE, "-o", tmp_path / "cuda.o", "-std=c++20", *build.FLAGS["cuda"]]
-    command += [*INCLUDES, "-Xptxas", "-v"]
+    command += [*cpp_extension.COMMON_NVCC_FLAGS, *INCLUDES, "-Xptxas", "-v"]
     for arch in ("80", "90", "100"):
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -285,6 +285,8 @@ FUNCTIONS = {
 @pytest.fixture(scope="module", autouse=True)
 def loaded():
     build.load()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
 
 
 @pytest.mark.parametrize("device", DEVICES)
