@@ -150,10 +150,13 @@ class Judge:
         return maps
 
     def of_maps(self, e: Explanation, row: int) -> Figures:
-        """Localisation where there is a mask; faithfulness where the CNN sees disease.
+        """Of an image that the CNN calls diseased: localisation, if it has a mask, faithfulness.
 
-        A map counts by its absolute value, whatever its sign means.
+        Elsewhere a map does not point at disease. It counts by its absolute value, whatever its
+        sign means.
         """
+        if not e.sick:
+            return {}
         place, figures = self.place(self.masks, row), {}
         baseline = self.nearest_healthy(e.image)
         for name, heat in self.maps(e, row).items():
@@ -164,7 +167,7 @@ class Judge:
                 if name in self.thresholds:
                     cut = plain >= self.thresholds[name] * max(plain.max(), 1e-12)
                     figures["localisation", name, "iou_tuned"] = scores.iou(cut, place)
-            if e.sick and baseline is not None:
+            if baseline is not None:
                 areas = scores.deletion_insertion(self.model.classifier, e.image, heat, baseline)
                 both = dict(zip(("deletion", "insertion"), areas))
                 figures |= _under("faithfulness", both, name)

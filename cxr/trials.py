@@ -196,8 +196,7 @@ def explained(arm: Arm, model: Model, sign: str, real: Model | None = None) -> l
 def of_judge(judge: Judge, e: Explanation, row: int, markers: dict[str, Path]) -> Row:
     """What `evaluate` measures of any explanation, and the marker's share where there is one."""
     figures = judge.reconstruction(e) | judge.counterfactual(e, row) | path(e)
-    if e.sick:
-        figures |= judge.of_maps(e, row)
+    figures |= judge.of_maps(e, row)
     own = {"/".join(key): value for key, value in figures.items()}
     place = judge.place(markers, row)
     if place is not None and e.sick:
