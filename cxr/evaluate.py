@@ -21,7 +21,7 @@ from cxr.explain import Explanation, write_text
 from cxr.judge import GROUP, Figures, Judge, mask_files
 from cxr.monitor import draw_codes, walk
 from cxr.train_cnn import classifier_metrics, predict, to_tensor
-from cxr.training import find_device
+from cxr.training import find_device, interruptible
 
 SEEN = {  # how the model's own data set was used, split by split
     "train": "it was trained on these very patients: the numbers flatter it",
@@ -95,6 +95,10 @@ def evaluate(
         rows = drawn_rows(dataset, split, limit, seed)
         of_explanations, responses, kept = explained(judge, rows, split)
         numbers |= of_explanations
+        if len(responses) < len(rows):
+            about["notes"].append(
+                f"stopped by Ctrl-C after {len(responses)} of {len(rows)} images; no randomisation"
+            )
     about["notes"] += _gaps(numbers, loaded, other)
     numbers = without_nan(numbers | {"about": about})
     if out is not None:
@@ -162,30 +166,34 @@ def explained(
     """All parts that come from explanations, and what random lungs show.
 
     Returns them, the logits along each path [images, F], and the first 16 explanations by row.
+    Ctrl-C ends the explaining: what is there is measured, and nothing is randomised.
     """
     if split in ("test", "train"):  # of thresholds tuned on what is measured nothing is learnt
         judge.thresholds = tuned_thresholds(judge)
     figures: list[Figures] = []
     responses: list[np.ndarray] = []
     kept: dict[int, Explanation] = {}  # all others are forgotten: they are large
-    with console.progress("explain", len(rows)) as bar:
+    with interruptible() as caught, console.progress("explain", len(rows)) as bar:
         for first in range(0, len(rows), GROUP):
+            if caught and figures:
+                break
             part = rows[first : first + GROUP]
             found = [judge.explain(row) for row in part]
             figures += judge.judge(part, found)
             responses += [e.logits.cpu().numpy() for e in found]
             kept |= list(zip(part, found))[: RANDOMISED - len(kept)]
             bar.advance(len(part))
-    patients = [judge.data.patients[row] for row in rows]
+    patients = [judge.data.patients[row] for row in rows[: len(figures)]]
     numbers = intervals(figures, patients)
     disentangled = random_lungs(judge.model, judge.seed, judge.oracle)
     numbers["disentanglement"] = disentangled | numbers.get("disentanglement", {})
-    with console.progress("randomise", len(kept)) as bar:
+    randomised = {} if caught else kept
+    with console.progress("randomise", len(randomised)) as bar:
         stages = []
-        for row, e in kept.items():
+        for row, e in randomised.items():
             stages.append(judge.randomisation(e, row))
             bar.advance()
-    cascades = intervals(stages, patients[: len(kept)]).get("randomisation", {})
+    cascades = intervals(stages, patients[: len(stages)]).get("randomisation", {})
     if cascades:
         numbers["randomisation"] = {name: last_stage(of) for name, of in cascades.items()}
     return numbers, np.array(responses), kept

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -193,6 +194,22 @@ def test_what_lacks_is_left_out_with_a_note_each(bright, xrays, monkeypatch):
     notes = " ".join(found["about"]["notes"])
     for option in ("--oracle", "--masks", "--lungs"):
         assert notes.count(option) == 1
+
+
+def test_after_ctrl_c_what_has_been_explained_is_measured(bright, xrays, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_model", lambda *a: bright)
+    monkeypatch.setattr(evaluate, "GROUP", 1)
+    explain = evaluate.Judge.explain
+
+    def interrupted(self, row, model=None):
+        signal.raise_signal(signal.SIGINT)
+        return explain(self, row, model)
+
+    monkeypatch.setattr(evaluate.Judge, "explain", interrupted)
+    found = evaluate.evaluate("bright", xrays, "val", tmp_path, limit=3, refine=0)
+    assert found["counterfactual"]["validity"]["n"] == 1 and "randomisation" not in found
+    assert any("after 1 of 3 images" in note for note in found["about"]["notes"])
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == found
 
 
 def test_an_oracle_without_features_judges_all_but_the_generators_distances(
