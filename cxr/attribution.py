@@ -152,6 +152,12 @@ def smooth(heat: Tensor, sigma: float) -> Tensor:
     return kernel.T @ heat @ kernel
 
 
+def magnitude(heat: Tensor) -> Tensor:
+    """How much a map [R, R] says of each place, whatever the sign: its absolute value, smoothed by
+    a Gaussian of R / 32 pixels, since a gradient changes its sign from pixel to pixel."""
+    return smooth(heat.detach().abs(), heat.shape[-1] / 32)
+
+
 def _line_integral(classifier: nn.Module, x: Tensor, baseline: Tensor, steps: int) -> Tensor:
     """(x - baseline) times the mean gradient between them, by the midpoint rule: [R, R]."""
     t = (torch.arange(steps, device=x.device) + 0.5) / steps

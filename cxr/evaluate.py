@@ -216,11 +216,14 @@ def intervals(figures: Sequence[Figures], patients: Sequence[str]) -> dict:
 
 
 def last_stage(cascade: dict[str, dict]) -> dict:
-    """The correlation after full randomisation, and the means of all stages as `cascade`; None
-    where a map is constant and has no ranks."""
+    """The correlation after full randomisation, that of the magnitudes as `magnitude`, and the
+    means of all stages as `cascade`; None where a map is constant and has no ranks."""
     nothing = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
     stages = [cascade.get(str(stage), nothing) for stage in range(1, scores.STAGES + 1)]
-    return stages[-1] | {"cascade": [stage["value"] for stage in stages]}
+    return stages[-1] | {
+        "magnitude": cascade.get("magnitude", nothing),
+        "cascade": [stage["value"] for stage in stages],
+    }
 
 
 def tuned_thresholds(judge: Judge) -> dict[str, float]:

@@ -100,7 +100,8 @@ class Explanation:
         ]
         signed = {"difference", "latent_ig", "gradient", "integrated_gradients"}
         for name, heat in self.maps.items():
-            tiles.append((name.replace("_", " "), image, heat.cpu().numpy(), name in signed))
+            shown = attribution.smooth(heat, len(heat) / 32).cpu().numpy()
+            tiles.append((name.replace("_", " "), image, shown, name in signed))
         caption = (
             f"{self.classes[1]} as this classifier sees it. "
             f"SSIM of the reconstruction {n['reconstruction']['ssim']:.2f}, "
@@ -219,8 +220,7 @@ def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], floa
     """Maps [R, R] by name, and the completeness error of the latent integrated gradient.
 
     Its path is the one from dose 0 to the dose found (to 1 where the image is healthy), laid over
-    the original, so that it ends (begins) in the original itself; the map is smoothed by a
-    Gaussian of R / 32 pixels.
+    the original, so that it ends (begins) in the original itself.
     """
     x, codes = found.image, found.codes
     end = found.directions[:1] * (codes.z2[:1].norm() if found.sick else 1.0)
@@ -243,7 +243,7 @@ def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], floa
         model.classifier, x, baseline, tolerance=0.05, max_steps=128
     )
     maps = {
-        "latent_ig": attribution.smooth(latent, x.shape[-1] / 32),
+        "latent_ig": latent,
         "difference": (last - first)[0],
         "gradient": attribution.gradient(model.classifier, x)[0],
         "integrated_gradients": ig[0],

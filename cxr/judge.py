@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr import CxrError, UsageError, images, scores
+from cxr.attribution import magnitude
 from cxr.checkpoints import Model
 from cxr.datasets import Dataset
 from cxr.explain import CHANGED, Explanation, explain
@@ -152,15 +153,14 @@ class Judge:
     def of_maps(self, e: Explanation, row: int) -> Figures:
         """Of an image that the CNN calls diseased: localisation, if it has a mask, faithfulness.
 
-        Elsewhere a map does not point at disease. It counts by its absolute value, whatever its
-        sign means.
+        Elsewhere a map does not point at disease. Every map counts by its `magnitude`.
         """
         if not e.sick:
             return {}
         place, figures = self.place(self.masks, row), {}
         baseline = self.nearest_healthy(e.image)
         for name, heat in self.maps(e, row).items():
-            heat = heat.detach().abs()
+            heat = magnitude(heat)
             if place is not None:
                 plain = heat.cpu().numpy()
                 figures |= _under("localisation", scores.localisation(plain, place), name)
@@ -196,21 +196,24 @@ class Judge:
         """The IoU of each map of a validation image at every threshold."""
         e, place = self.explain(row), self.place(self.masks, row)
         return {
-            name: scores.iou_curve(heat.detach().abs().cpu().numpy(), place)
+            name: scores.iou_curve(magnitude(heat).cpu().numpy(), place)
             for name, heat in self.maps(e, row).items()
         }
 
     def randomisation(self, e: Explanation, row: int) -> Figures:
-        """Signed Spearman of each map with the one of ever more randomised CNNs, the inversion
-        redone with each (Adebayo et al. 2018); keys ("randomisation", METHOD, stage)."""
+        """Spearman of each map with the one of ever more randomised CNNs, the inversion redone with
+        each (Adebayo et al. 2018), with signs; keys ("randomisation", METHOD, stage). At the end
+        also of their magnitudes, ("randomisation", METHOD, "magnitude")."""
         maps, figures = self.maps(e, row), {}
         for stage in range(1, scores.STAGES + 1):
             classifier = scores.randomised(self.model.classifier, stage, self.seed)
             networks = self.model.networks | {"classifier": classifier}
             other = Model(networks, self.model.info, self.model.buffers, self.model.path)
             for name, heat in self.maps(self.explain(row, other), row).items():
-                pair = (t.detach().cpu().numpy() for t in (maps[name], heat))
-                figures["randomisation", name, str(stage)] = scores.spearman(*pair)
+                pair = maps[name], heat
+                figures["randomisation", name, str(stage)] = alike(*pair)
+                if stage == scores.STAGES:
+                    figures["randomisation", name, "magnitude"] = alike(*map(magnitude, pair))
         return figures
 
     def place(self, files: dict[str, Path], row: int) -> np.ndarray | None:
@@ -229,6 +232,11 @@ def path(e: Explanation) -> Figures:
     figures = {name: e.numbers[name] for name in ("logit_gap", "largest_jump")}
     figures["spearman"] = scores.spearman(e.doses.cpu().numpy(), e.logits.cpu().numpy())
     return _under("path", figures)
+
+
+def alike(a: Tensor, b: Tensor) -> float:
+    """Spearman's correlation of two maps."""
+    return scores.spearman(*(heat.detach().cpu().numpy() for heat in (a, b)))
 
 
 def class_difference(data: Dataset) -> Tensor | None:

@@ -50,7 +50,10 @@ def _evaluation(title: str, numbers: dict[str, dict]) -> Iterator[Table]:
     yield title, ("part", "measure", "value", "95% interval", "images"), rows
     for part, methods in by_method.items():
         if part == "randomisation":
-            methods = {name: {"all random": figure} for name, figure in methods.items()}
+            methods = {
+                name: {"all random": figure, "magnitude": figure["magnitude"]}
+                for name, figure in methods.items()
+            }
         yield compared(part, methods)
 
 

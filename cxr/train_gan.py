@@ -43,7 +43,7 @@ class Config:
     rate: float = 2e-3
     r1: float = 0.5  # weight of the gradient penalty
     r1_every: int = 16  # steps
-    response: float = 0.3  # weight of the classifier's loss
+    response: float = 0.1  # weight of the classifier's loss
     latent: float = 1.0  # weight of latent reconstruction and structure consistency
     image: float = 0.5  # weight of image reconstruction
     proximity: float = 1.0  # weight of the change that a dose makes

@@ -307,3 +307,14 @@ def test_smoothing_keeps_the_sum_and_a_constant():
     assert blurred.std() < heat.std() / 2
     torch.testing.assert_close(attribution.smooth(torch.ones(16, 16), 1.5), torch.ones(16, 16))
     torch.testing.assert_close(attribution.smooth(heat.T, 1.5), blurred.T)
+
+
+def test_magnitude_counts_a_place_where_signs_alternate():
+    heat = torch.zeros(32, 32)
+    heat[8:12, 8:12] = torch.tensor([1.0, -1.0]).repeat(4, 2)
+    found = attribution.magnitude(heat)
+    assert found.min() >= 0 and found.sum().item() == pytest.approx(16, rel=1e-4)
+    row, column = divmod(found.argmax().item(), 32)
+    assert 8 <= row < 12 and 8 <= column < 12
+    assert attribution.smooth(heat, 1.0).abs().max() < 0.5 * found.max()
+    torch.testing.assert_close(attribution.magnitude(-heat), found)
