@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from cxr import build, checkpoints, datasets
+from cxr import build, checkpoints, packing
 from cxr.training import find_device, half_precision
 
 
@@ -21,7 +21,7 @@ def machine() -> list[tuple[str, str]]:
         ("CPU threads", str(torch.get_num_threads())),
         ("kernels", ": ".join(build.status())),
         ("shipped models", ", ".join(checkpoints.shipped()) or "none"),
-        ("cache", str(datasets._cache_folders()[0])),
+        ("cache", str(packing.cache_folders()[0])),
     ]
 
 

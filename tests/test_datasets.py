@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import cxr
-from cxr import CxrError, UsageError, datasets
+from cxr import CxrError, UsageError, images
 from cxr.datasets import balanced_batch, open_dataset, patient_of, split_of
 
 
@@ -24,13 +24,13 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def decoded(monkeypatch):
     """The paths decoded so far; what is served from the cache does not appear."""
-    paths, load = [], datasets.images.load
+    paths, load = [], images.load
 
     def noted(path, size, fit):
         paths.append(path)
         return load(path, size, fit)
 
-    monkeypatch.setattr(datasets.images, "load", noted)
+    monkeypatch.setattr(images, "load", noted)
     return paths
 
 
@@ -69,7 +69,7 @@ def test_folder_gives_pixels_labels_and_paths_in_order(data):
     assert found.images.shape == (5, 16, 16) and found.images.dtype == np.uint8
     assert isinstance(found.images, np.memmap) and not found.images.flags.writeable
     for path, pixels in zip(found.paths, found.images):
-        np.testing.assert_array_equal(pixels, datasets.images.load(path, 16))
+        np.testing.assert_array_equal(pixels, images.load(path, 16))
 
 
 def test_folder_finds_nested_images_and_ignores_hidden_and_foreign_files(data):
@@ -135,14 +135,14 @@ def test_bad_files_are_named_counted_and_left_out(data, capsys):
         assert len(found) == len(found.images) == len(found.paths) == 5
         assert found.labels.tolist() == [0, 0, 0, 1, 1]
         for path, pixels in zip(found.paths, found.images):
-            np.testing.assert_array_equal(pixels, datasets.images.load(path, 16))
+            np.testing.assert_array_equal(pixels, images.load(path, 16))
 
 
 def test_packed_array_survives_losing_a_digit_of_its_length(tmp_path):
     root = write_folder(tmp_path / "d", NORMAL=50, SICK=50)  # 100 files, 99 good ones
     (root / "SICK" / "SICK49.png").write_bytes(b"not an image")
     found = open_dataset(root, 16)
-    np.testing.assert_array_equal(found.images[98], datasets.images.load(found.paths[98], 16))
+    np.testing.assert_array_equal(found.images[98], images.load(found.paths[98], 16))
 
 
 def test_class_without_a_readable_image_stops(data):
@@ -229,7 +229,7 @@ def test_changed_file_is_decoded_again(data):
     os.utime(path, ns=(stamp + 1, stamp + 1))
     after = open_dataset(data, 16).images[0]
     assert (before != after).any()
-    np.testing.assert_array_equal(after, datasets.images.load(path, 16))
+    np.testing.assert_array_equal(after, images.load(path, 16))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_interrupted_build_leaves_nothing_behind(data, cache, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets.images, "load", interrupt)
+        patch.setattr(images, "load", interrupt)
         with pytest.raises(KeyboardInterrupt):
             open_dataset(data, 16)
     assert list(cache.iterdir()) == []
@@ -269,7 +269,7 @@ def test_interrupted_build_leaves_nothing_behind(data, cache, monkeypatch):
 
 
 def test_entry_finished_by_another_process_during_the_build_does_no_harm(data, cache, monkeypatch):
-    load, inner = datasets.images.load, []
+    load, inner = images.load, []
 
     def overtaken(path, size, fit):
         if path.endswith("SICK1.png") and not inner:
@@ -277,7 +277,7 @@ def test_entry_finished_by_another_process_during_the_build_does_no_harm(data, c
             inner[0] = open_dataset(data, 16)
         return load(path, size, fit)
 
-    monkeypatch.setattr(datasets.images, "load", overtaken)
+    monkeypatch.setattr(images, "load", overtaken)
     outer = open_dataset(data, 16)
     np.testing.assert_array_equal(outer.images, inner[0].images)
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]

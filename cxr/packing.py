@@ -1,0 +1,128 @@
+"""Images decoded once and kept in a cache, as one array that is read as it is needed."""
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from cxr import CxrError, console, images
+
+CACHE_VERSION = 1  # raise it whenever images.load gives other pixels for the same file
+
+
+def packed(paths: Sequence[str], size: int, fit: str) -> tuple[np.ndarray, dict[int, str]]:
+    """The readable images, uint8 [n, size, size], and {place in `paths`: reason} for the others."""
+    key = _cache_key(paths, size, fit)
+    for folder in cache_folders():
+        try:
+            return _read_entry(folder, key, len(paths), size)
+        except (OSError, EOFError, ValueError, TypeError):  # absent, or damaged: build it anew
+            continue
+    return _build_entry(_writable_cache(), key, paths, size, fit)
+
+
+def _cache_key(paths: Sequence[str], size: int, fit: str) -> str:
+    stamps = []
+    for path in paths:
+        try:
+            stat = os.stat(path)
+            stamps.append((os.path.abspath(path), stat.st_size, stat.st_mtime_ns))
+        except (OSError, ValueError):  # a missing file is counted among the unreadable ones
+            stamps.append((os.path.abspath(path), None, None))
+    return hashlib.sha256(json.dumps([CACHE_VERSION, size, fit, stamps]).encode()).hexdigest()
+
+
+def cache_folders() -> list[Path]:
+    """Where decoded images may lie, best first; the last is there if the home is read-only."""
+    named = os.environ.get("CXRGAN_CACHE")
+    xdg = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    home = named or os.path.join(xdg, "cxrgan")
+    return [Path(home), Path(tempfile.gettempdir()) / f"cxrgan-{os.getuid()}"]
+
+
+def _writable_cache() -> Path:
+    for folder in cache_folders():
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' images: not for all
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise CxrError("no folder to keep decoded images in; set CXRGAN_CACHE to a writable one")
+
+
+def _read_entry(folder: Path, key: str, count: int, size: int) -> tuple[np.ndarray, dict[int, str]]:
+    """A cache entry; OSError if there is none, EOFError, ValueError or TypeError if damaged."""
+    bad = {
+        int(row): str(reason) for row, reason in json.loads((folder / f"{key}.json").read_text())
+    }
+    pixels = np.load(folder / f"{key}.npy", mmap_mode="r")
+    if pixels.shape != (count - len(bad), size, size) or pixels.dtype != np.uint8:
+        raise ValueError("the array is not the one that was listed")
+    return pixels, bad
+
+
+def _build_entry(
+    folder: Path, key: str, paths: Sequence[str], size: int, fit: str
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode everything into `folder`; another process may do the same at the same time.
+
+    Each writes files of its own and then renames them. The list is renamed last: an entry
+    without one does not count, so that a crash in between leaves nothing half-valid.
+    """
+    own = folder / f"{key}.{uuid.uuid4().hex}"
+    try:
+        with open(own, "wb") as file:
+            bad = _decode_into(file, paths, size, fit)
+        pixels = np.load(own, mmap_mode="r")  # stays this file, whoever renames another over it
+        os.replace(own, folder / f"{key}.npy")
+        own.write_text(json.dumps(list(bad.items())))
+        os.replace(own, folder / f"{key}.json")
+    except OSError as error:
+        raise CxrError(
+            f"{folder}: cannot keep the decoded images here ({error.strerror or error}); "
+            "set CXRGAN_CACHE to a folder with room"
+        ) from None
+    finally:
+        own.unlink(missing_ok=True)
+    return pixels, bad
+
+
+def _decode_into(file: BinaryIO, paths: Sequence[str], size: int, fit: str) -> dict[int, str]:
+    """Write a .npy of all readable images; returns {place in `paths`: reason} for the others."""
+
+    def decode(path: str) -> np.ndarray | str:
+        try:
+            return images.load(path, size, fit)
+        except (CxrError, OSError) as error:
+            return str(error)
+
+    bad = {}
+    _npy_header(file, len(paths), size)
+    # Threads, not processes: PIL decodes outside the GIL, and torch may be loaded already.
+    with ThreadPoolExecutor() as pool, console.progress("decoding", len(paths)) as bar:
+        for row, result in enumerate(pool.map(decode, paths)):
+            if isinstance(result, str):
+                bad[row] = result
+            else:
+                file.write(result.tobytes())
+            bar.advance()
+    if len(bad) == len(paths):
+        raise CxrError(f"none of the {len(paths)} images can be read (the first: {bad[0]})")
+    file.seek(0)
+    _npy_header(file, len(paths) - len(bad), size)
+    return bad
+
+
+def _npy_header(file: BinaryIO, count: int, size: int) -> None:
+    """Its length does not depend on `count`: numpy leaves room for the first axis to change."""
+    shape = (count, size, size)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
