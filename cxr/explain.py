@@ -99,9 +99,8 @@ class Explanation:
             for name, x in pictures
         ]
         signed = {"difference", "latent_ig", "gradient", "integrated_gradients"}
-        for name, heat in self.maps.items():
-            shown = attribution.smooth(heat, len(heat) / 32).cpu().numpy()
-            tiles.append((name.replace("_", " "), image, shown, name in signed))
+        for name in self.maps:
+            tiles.append((name.replace("_", " "), image, self.drawn(name), name in signed))
         caption = (
             f"{self.classes[1]} as this classifier sees it. "
             f"SSIM of the reconstruction {n['reconstruction']['ssim']:.2f}, "
@@ -109,6 +108,11 @@ class Explanation:
             "with the path's difference laid over it."
         )
         return figures.panel(tiles, caption)
+
+    def drawn(self, name: str) -> np.ndarray:
+        """A map [R, R] as pictures show it: with its signs, smoothed by a Gaussian of R / 32."""
+        heat = self.maps[name].detach()
+        return attribution.smooth(heat, len(heat) / 32).cpu().numpy()
 
     def counterfactual(self) -> Tensor:
         """The image [R, R] with the path's difference to the other class laid over it."""

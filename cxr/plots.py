@@ -262,7 +262,7 @@ def _tiles(e: Explanation) -> list[tuple[str, np.ndarray, str]]:
     original = to_uint8(e.image[0, 0])
     ours = next(iter(e.maps))
     for name in [ours, *({"grad_cam"} & e.maps.keys())]:
-        picture = figures.overlay(original, e.maps[name].cpu().numpy(), name == ours, SIDE)
+        picture = figures.overlay(original, e.drawn(name), name == ours, SIDE)
         tiles.append((_name(name), picture, ""))
     return tiles
 
