@@ -1,12 +1,11 @@
 """The figures of an evaluation show what the numbers say."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from cxr import plots
+from cxr.explain import Explanation
 
 pytest.importorskip("matplotlib")
 
@@ -17,10 +16,17 @@ def figure(value, low=None, high=None):
 
 def explanation():
     x = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return SimpleNamespace(
+    return Explanation(
+        classes=("NORMAL", "SICK"),
         image=x[:1],
+        original=2.2,
+        codes=None,
         copies=x[1:2],
+        directions=None,
+        doses=torch.tensor([0.0, 0.5, 1.0]),
         frames=x[2:],
+        overlaid=x[2:],
+        logits=torch.tensor([-2.2, 0.0, 0.8]),
         maps={"latent_ig": x[0, 0], "edges": x[1, 0], "grad_cam": x[2, 0].abs()},
         numbers={"original": {"probability": 0.9}, "reconstruction": {"probability": 0.8}}
         | {"probability": [0.1, 0.5, 0.7]},
