@@ -19,6 +19,7 @@ from cxr.checkpoints import Model, load_classifier, load_model, save, shipped, w
 from cxr.inversion import Codes, disease_directions, invert
 from cxr.monitor import to_uint8, walk
 from cxr.networks import Classifier
+from cxr.overlay import Overlay, lay_over
 from cxr.train_cnn import likeness, to_tensor
 from cxr.training import find_device
 
@@ -37,8 +38,9 @@ class Explanation:
     directions: Tensor  # [D, z2], unit vectors; the path follows the first
     doses: Tensor  # [F], from 0 to 1
     frames: Tensor  # [F, 1, R, R], along the doses
-    overlaid: Tensor  # [F, 1, R, R], the path's difference laid over the image
-    logits: Tensor  # [F], the classifier's on each frame
+    overlay: Overlay  # the path laid over the image, where the classifier needs it
+    overlaid: Tensor  # [F, 1, R, R], its frames
+    logits: Tensor  # [F], the classifier's on each frame of the path
     maps: dict[str, Tensor] = field(default_factory=dict)  # [R, R] each
     numbers: dict = field(default_factory=dict)  # what goes into explanation.json
     warnings: list[str] = field(default_factory=list)
@@ -62,7 +64,8 @@ class Explanation:
         noise = {f"noise.{i}": eps for i, eps in enumerate(self.codes.noise)}
         tensors = {"w1": self.codes.w1, "z2": self.codes.z2, "directions": self.directions, **noise}
         tensors |= {"image": self.image, "reconstructions": self.copies, "frames": self.frames}
-        tensors |= {"overlaid": self.overlaid, "doses": self.doses, "logits": self.logits}
+        tensors |= {"overlaid": self.overlaid, "mask": self.overlay.mask}
+        tensors |= {"doses": self.doses, "logits": self.logits}
         tensors |= {f"maps.{name}": value for name, value in self.maps.items()}
         save(folder / "latents.safetensors", tensors, {"classes": self.classes})
 
@@ -104,8 +107,8 @@ class Explanation:
         caption = (
             f"{self.classes[1]} as this classifier sees it. "
             f"SSIM of the reconstruction {n['reconstruction']['ssim']:.2f}, "
-            f"completeness error {n['completeness_error']:.3f}. The counterfactual is the original "
-            "with the path's difference laid over it."
+            f"completeness error {n['completeness_error']:.3f}. The counterfactual is the original, "
+            "changed only where the classifier needs it."
         )
         return figures.panel(tiles, caption)
 
@@ -154,11 +157,20 @@ def explain(
         directions = disease_directions(original, codes, model, seed)
         copies = model.generator(codes.w1, codes.z2, codes.noises(restarts)).clamp(-1, 1)
         path = walk(model.generator, codes.w1[:1], directions[:1], codes.noises(1), doses)[0]
-        overlaid = (x + path - copies[:1]).clamp(-1, 1)
         logits = model.classifier(path)
+
+    def along(doses: Tensor) -> Tensor:
+        w1 = codes.w1[:1].expand(len(doses), -1, -1)
+        z2 = doses[:, None] * directions[:1]
+        return model.generator(w1, z2, codes.noises(len(doses))).clamp(-1, 1)
+
+    own = max(codes.z2[0].norm().item(), 1e-6) if original > 0 else 0.0
+    overlay = lay_over(x, along, own, model.classifier)
+    with torch.no_grad():
+        overlaid = overlay(doses)
     classes = tuple(model.info["classes"])
     found = Explanation(
-        classes, x, original, codes, copies, directions, doses, path, overlaid, logits
+        classes, x, original, codes, copies, directions, doses, path, overlay, overlaid, logits
     )
     with torch.backends.cudnn.flags(allow_tf32=False):  # whose rounding no finer grid mends
         found.maps, error = heat_maps(found, model)
@@ -226,22 +238,13 @@ def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], floa
     Its path is the one from dose 0 to the dose found (to 1 where the image is healthy), laid over
     the original, so that it ends (begins) in the original itself.
     """
-    x, codes = found.image, found.codes
-    end = found.directions[:1] * (codes.z2[:1].norm() if found.sick else 1.0)
-
-    def along(t: Tensor) -> Tensor:
-        w1 = codes.w1[:1].expand(len(t), -1, -1)
-        z2 = t.to(end.device)[:, None] * end
-        return model.generator(w1, z2, codes.noises(len(t))).clamp(-1, 1)
-
+    x, overlay = found.image, found.overlay
+    span = overlay.own or 1.0
+    latent, error, _ = attribution.latent_integrated_gradients(
+        model.classifier, lambda t: overlay(t * span)
+    )
     with torch.no_grad():
-        first, last = along(torch.tensor([0.0, 1.0]))
-    rest = x - (last if found.sick else first)  # what the generator could not draw
-
-    def overlaid(t: Tensor) -> Tensor:
-        return (along(t) + rest).clamp(-1, 1)
-
-    latent, error, _ = attribution.latent_integrated_gradients(model.classifier, overlaid)
+        first, last = overlay.along(torch.tensor([0.0, span], device=x.device))
     baseline = model.buffers.get("mean_image", x.mean().expand_as(x))
     ig, _ = attribution.integrated_gradients(
         model.classifier, x, baseline, tolerance=0.05, max_steps=128
@@ -308,11 +311,10 @@ def _reconstruction(found: Explanation, model: Model) -> dict[str, float]:
 
 
 def _counterfactual(found: Explanation, laid: Tensor) -> dict:
-    """The path's end that is of the other class, alone and laid over the image; `laid` are the
-    logits [F] of the latter."""
+    """The path's end that is of the other class, alone and laid over the image (`overlaid`);
+    `laid` are the logits [F] of the latter."""
     frame = 0 if found.sick else len(found.doses) - 1
     end, logit = found.frames[frame], found.logits[frame].item()
-    changed = (found.copies[0] - end).abs() > 2 * CHANGED
     return {
         "frame": frame,
         "probability": _sigmoid(logit),
@@ -321,7 +323,9 @@ def _counterfactual(found: Explanation, laid: Tensor) -> dict:
         "flipped_overlaid": (laid[frame].item() > 0) != found.sick,
         "l1_original": _l1(found.image - end),
         "l1_reconstruction": _l1(found.copies[0] - end),
-        "changed_pixels": changed.float().mean().item(),
+        "changed_pixels": _changed(found.copies[0], end),
+        "l1_overlaid": _l1(found.image - found.overlaid[frame]),
+        "changed_overlaid": _changed(found.image[0], found.overlaid[frame]),
     }
 
 
@@ -351,6 +355,11 @@ def _directions(found: Explanation, model: Model) -> list[dict]:
         {"probability": p, "accepted": p > 0.5, "l1": _l1(full - x[0])}
         for p, full in zip(probabilities, x[1:])
     ]
+
+
+def _changed(x: Tensor, y: Tensor) -> float:
+    """The share of pixels that have changed."""
+    return ((x - y).abs() > 2 * CHANGED).float().mean().item()
 
 
 def _l1(difference: Tensor) -> float:

@@ -73,19 +73,24 @@ class Judge:
     def counterfactual(self, e: Explanation, row: int) -> Figures:
         """The path's end of the other class: validity, that this CNN (the oracle) gives it that
         class; L1 from the original and from the reconstruction; `sparsity`, the share of pixels
-        that change by more than 0.05; `outside_lung`, the share of the change there, and
+        that change by more than 0.05; all `overlaid`: of the original changed only where the CNN
+        needs it; `outside_lung`, the share of the change there, and
         `outside_area`, the share of the image, which a change without any aim would give."""
         n = e.numbers["counterfactual"]
         end = e.frames[n["frame"]]
-        figures = {name: n[name] for name in ("l1_original", "l1_reconstruction")}
+        laid = e.overlaid[n["frame"]]
+        figures = {name: n[name] for name in ("l1_original", "l1_reconstruction", "l1_overlaid")}
         figures |= {"validity": float(n["flipped"]), "sparsity": n["changed_pixels"]}
+        figures["validity_overlaid"] = float(n["flipped_overlaid"])
+        figures["sparsity_overlaid"] = n["changed_overlaid"]
         if self.oracle is not None:
-            diseased = self.oracle(end[None]).item() > 0
-            figures["oracle_validity"] = float(diseased != e.sick)
+            for name, x in (("oracle_validity", end), ("oracle_validity_overlaid", laid)):
+                figures[name] = float((self.oracle(x[None]).item() > 0) != e.sick)
         lung = self.place(self.lungs, row)
         if lung is not None:
-            change = (e.copies[0, 0] - end[0]).abs().cpu().numpy()
-            figures["outside_lung"] = float(change[~lung].sum() / max(change.sum(), 1e-12))
+            for name, change in (("", e.copies[0] - end), ("_overlaid", e.image[0] - laid)):
+                size = change[0].abs().cpu().numpy()
+                figures["outside_lung" + name] = float(size[~lung].sum() / max(size.sum(), 1e-12))
             figures["outside_area"] = float(np.mean(~lung))
         return _under("counterfactual", figures)
 

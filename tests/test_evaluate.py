@@ -29,7 +29,8 @@ FIGURES = {
     "reconstruction": {"psnr", "ssim", "probability_gap", "rejected"},
     "counterfactual": {
         *("validity", "oracle_validity", "l1_original", "l1_reconstruction", "sparsity"),
-        *("outside_lung", "outside_area"),
+        *("validity_overlaid", "oracle_validity_overlaid", "l1_overlaid", "sparsity_overlaid"),
+        *("outside_lung", "outside_lung_overlaid", "outside_area"),
     },
     "generator": {"kid", "kid_real", "fid", "fid_real", "fid_ratio"},
     "path": {"spearman", "logit_gap", "largest_jump", "realism_mid"},

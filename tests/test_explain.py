@@ -86,11 +86,9 @@ def test_latent_integrated_gradient_sums_to_the_change_of_the_logit(bright, shad
     e = explain.explain(picture, bright, **QUICK)
     assert e.sick == (shade == 200)
     assert e.numbers["completeness_error"] < 0.01
-    full = e.codes.z2[:1].norm() if e.sick else 1.0
-    ends = torch.cat([0 * e.directions[:1], full * e.directions[:1]])
-    x = bright.generator(e.codes.w1[:1].expand(2, -1, -1), ends, e.codes.noises(2)).clamp(-1, 1)
-    laid = (e.image + x - x[int(e.sick)]).clamp(-1, 1)  # over the original, which is one end
-    change = bright.classifier(laid).diff().item()
+    counterfactual = e.overlaid[e.numbers["counterfactual"]["frame"]][None]
+    ends = (counterfactual, e.image) if e.sick else (e.image, counterfactual)  # by their doses
+    change = bright.classifier(torch.cat(ends)).diff().item()
     assert e.maps["latent_ig"].sum().item() == pytest.approx(change, rel=0.01, abs=0.002)
 
 
@@ -128,10 +126,16 @@ def test_same_seed_same_explanation(bright, image):
     assert torch.equal(a.frames, b.frames) and a.numbers == b.numbers
 
 
-def test_the_overlay_keeps_what_the_generator_could_not_draw(bright, image):
+def test_the_counterfactual_is_the_image_changed_within_the_saved_mask(bright, image, tmp_path):
     e = explain.explain(image, bright, **QUICK)
-    expected = (e.image + e.frames - e.copies[:1]).clamp(-1, 1)
-    torch.testing.assert_close(e.overlaid, expected)
+    e.write(tmp_path)
+    mask = load_file(tmp_path / "latents.safetensors")["mask"][0]
+    place = e.numbers["counterfactual"]["frame"]
+    expected = mask * e.frames[place] + (1 - mask) * e.image[0]
+    torch.testing.assert_close(e.overlaid[place], expected, atol=1e-5, rtol=0)
+    assert e.numbers["counterfactual"]["l1_overlaid"] == pytest.approx(
+        (e.image[0] - expected).abs().mean().item() / 2, abs=1e-5
+    )
 
 
 def test_doubts_are_said_where_the_explanation_cannot_be_believed(bright, image):

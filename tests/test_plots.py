@@ -25,6 +25,7 @@ def explanation():
         directions=None,
         doses=torch.tensor([0.0, 0.5, 1.0]),
         frames=x[2:],
+        overlay=None,
         overlaid=x[2:],
         logits=torch.tensor([-2.2, 0.0, 0.8]),
         maps={"latent_ig": x[0, 0], "edges": x[1, 0], "grad_cam": x[2, 0].abs()},

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from cxr import overlay
+
+SIZE = 32
+
+
+class Patch(torch.nn.Module):
+    """A classifier that looks at one place alone: the mean grey of a square."""
+
+    def forward(self, x):
+        return 10 * x[..., 8:14, 18:24].mean((1, 2, 3))
+
+
+@pytest.fixture
+def image():
+    return torch.rand(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) - 0.2
+
+
+def path(doses):
+    """Everything grows brighter with the dose."""
+    return (doses - 0.5).view(-1, 1, 1, 1).expand(-1, 1, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("own", [0.0, 0.7])
+def test_an_image_is_itself_at_its_own_dose_and_generated_at_the_other_end(image, own):
+    laid = overlay.Overlay(image, path, own)
+    other = 0.0 if own else 1.0
+    frames = laid(torch.tensor([own, other]))
+    torch.testing.assert_close(frames[:1], image)
+    torch.testing.assert_close(frames[1:], path(torch.tensor([other])))
+
+
+def test_beyond_its_own_dose_an_image_keeps_what_the_generator_cannot_draw(image):
+    doses = torch.tensor([0.8, 1.0])
+    expected = image + path(doses) - path(torch.tensor([0.7]))
+    torch.testing.assert_close(overlay.Overlay(image, path, 0.7)(doses), expected.clamp(-1, 1))
+
+
+def test_the_mask_keeps_to_what_the_classifier_looks_at(image):
+    classifier = Patch()
+    laid = overlay.lay_over(image, path, 0.7, classifier)
+    inside = laid.mask[0, 0, 9:13, 19:23].mean()
+    away = laid.mask[0, 0, :, :12].max()
+    assert inside > 0.9 and away < 0.1
+    end = laid(torch.tensor([0.0]))
+    whole = path(torch.tensor([0.0]))
+    assert classifier(end).item() == pytest.approx(classifier(whole).item(), rel=0.1)
+    assert (end - image).abs().sum() < 0.15 * (whole - image).abs().sum()
+
+
+def test_an_undrawn_lesion_goes_with_the_disease(image):
+    """The generator's own path ends healthy everywhere, but never drew the lesion."""
+    lesion = image.clone()
+    lesion[..., 8:14, 18:24] += 0.8
+    laid = overlay.lay_over(lesion, path, 0.7, Patch())(torch.tensor([0.0]))
+    assert Patch()(laid).item() < 0
+
+
+def test_nothing_to_change_is_no_error(image):
+    mask = overlay.needed(image, image, Patch())
+    assert torch.isfinite(mask).all()
