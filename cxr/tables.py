@@ -97,6 +97,8 @@ def explanation(path: Path, folder: Path, numbers: dict) -> None:
         ("P(disease), reconstruction", number(numbers["reconstruction"]["probability"])),
         ("P(disease), healthy end", number(numbers["probability"][0])),
         ("P(disease), diseased end", number(numbers["probability"][-1])),
+        ("P(disease), counterfactual", number(numbers["counterfactual"]["probability_overlaid"])),
+        ("its pixels changed", number(numbers["counterfactual"]["changed_overlaid"])),
         ("dose found", number(numbers["found_dose"])),
         ("verdict flipped", "yes" if numbers["counterfactual"]["flipped"] else "no"),
         ("SSIM of the reconstruction", number(numbers["reconstruction"]["ssim"])),
