@@ -18,7 +18,7 @@ TEXT, MUTED = (236, 239, 244), (150, 158, 172)
 HEALTHY, DISEASED = (86, 164, 255), (255, 96, 72)  # also less and more, in a signed heat map
 GLOW = (255, 214, 64)
 SIDE, GAP, LINE = 256, 16, 24  # of a panel: a tile, the space around it, a line of text
-FILM = ("as the GAN draws it", "the change laid over the original")
+FILM = ("as the GAN draws it", "the original, changed where needed")
 FOOTER = "research only, no diagnosis"
 
 Colour = tuple[int, int, int]

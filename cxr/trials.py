@@ -201,6 +201,10 @@ def of_judge(judge: Judge, e: Explanation, row: int, markers: dict[str, Path]) -
     place = judge.place(markers, row)
     if place is not None and e.sick:
         own |= marker_share(judge.maps(e, row), place)
+        latent = e.maps["latent_ig"].cpu()  # sums to the change of the logit
+        own["marker/latent_ig/share"] = (
+            latent[torch.from_numpy(place)].sum() / latent.sum()
+        ).item()
     return own
 
 
@@ -245,8 +249,7 @@ def twin_figures(e: Explanation, sample: Sample) -> Row:
 
 def marker_share(maps: dict[str, Tensor], place: np.ndarray) -> Row:
     """The share of each map's mass (absolute values) that lies on the marker, and on it or within
-    R / 32 pixels of it; `chance` is the share of the image's area. Of the latent integrated
-    gradient also `share`: how much of the change of the logit lies on the marker."""
+    R / 32 pixels of it; `chance` is the share of the image's area."""
     r = max(1, len(place) // 32)
     on = torch.from_numpy(place)
     near = F.max_pool2d(on[None].float(), 2 * r + 1, 1, r)[0] > 0
@@ -256,8 +259,6 @@ def marker_share(maps: dict[str, Tensor], place: np.ndarray) -> Row:
         total = mass.sum().clamp_min(1e-12)
         row[f"marker/{name}/mass"] = mass[on].sum() / total
         row[f"marker/{name}/mass_near"] = mass[near].sum() / total
-    latent = maps["latent_ig"].cpu()
-    row["marker/latent_ig/share"] = latent[on].sum() / latent.sum()
     return {name: float(value) for name, value in row.items()}
 
 
