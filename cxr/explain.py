@@ -17,7 +17,7 @@ from torch import Tensor
 from cxr import CxrError, UsageError, __version__, attribution, figures, images, measures
 from cxr.checkpoints import Model, load_classifier, load_model, save, shipped, weights_folder
 from cxr.inversion import Codes, disease_directions, invert
-from cxr.monitor import to_uint8, walk
+from cxr.monitor import to_uint8
 from cxr.networks import Classifier
 from cxr.overlay import Overlay, lay_over
 from cxr.train_cnn import likeness, to_tensor
@@ -156,22 +156,19 @@ def explain(
         original = model.classifier(x).item()
         directions = disease_directions(original, codes, model, seed)
         copies = model.generator(codes.w1, codes.z2, codes.noises(restarts)).clamp(-1, 1)
-        path = walk(model.generator, codes.w1[:1], directions[:1], codes.noises(1), doses)[0]
-        logits = model.classifier(path)
 
     def along(doses: Tensor) -> Tensor:
-        w1 = codes.w1[:1].expand(len(doses), -1, -1)
-        z2 = doses[:, None] * directions[:1]
-        return model.generator(w1, z2, codes.noises(len(doses))).clamp(-1, 1)
+        return codes.along(model.generator, directions[:1], doses)
 
     own = max(codes.z2[0].norm().item(), 1e-6) if original > 0 else 0.0
     overlay = lay_over(x, along, own, model.classifier)
     with torch.no_grad():
-        overlaid = overlay(doses)
-    classes = tuple(model.info["classes"])
+        path, overlaid = along(doses), overlay(doses)
+        logits = model.classifier(path)
     found = Explanation(
-        classes, x, original, codes, copies, directions, doses, path, overlay, overlaid, logits
-    )
+        tuple(model.info["classes"]), x, original, codes, copies, directions, doses, path,
+        overlay, overlaid, logits,
+    )  # fmt: skip
     with torch.backends.cudnn.flags(allow_tf32=False):  # whose rounding no finer grid mends
         found.maps, error = heat_maps(found, model)
     found.numbers = measure(found, model) | {"completeness_error": error}

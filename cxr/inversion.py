@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxr.checkpoints import Model
 from cxr.train_gan import image_loss
@@ -24,6 +24,12 @@ class Codes:
 
     def noises(self, n: int) -> list[Tensor]:
         return [eps.expand(n, -1, -1, -1) for eps in self.noise]
+
+    def along(self, generator: nn.Module, u: Tensor, doses: Tensor) -> Tensor:
+        """Images [N, 1, R, R] in [-1, 1] of the best restart's lungs with the disease `u` [1, z2],
+        a unit vector, at doses [N]."""
+        w1 = self.w1[:1].expand(len(doses), -1, -1)
+        return generator(w1, doses[:, None] * u, self.noises(len(doses))).clamp(-1, 1)
 
 
 def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Codes:
