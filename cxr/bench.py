@@ -27,7 +27,7 @@ from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
 from cxr.training import World, find_device
 
 STEPS = ("off", "on", "compiled")  # the kernels; "compiled" has them on and compiles the networks
-PARTS = ("prepare", "invert", "disease_directions", "heat_maps", "measure")  # of explain
+PARTS = ("prepare", "invert", "lay_over", "heat_maps", "measure")  # of explain
 
 
 def bench(

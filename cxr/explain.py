@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cxr import CxrError, UsageError, __version__, attribution, figures, images, measures
 from cxr.checkpoints import Model, load_classifier, load_model, save, shipped, weights_folder
-from cxr.inversion import Codes, disease_directions, invert
+from cxr.inversion import Codes, invert, sampled_directions
 from cxr.monitor import to_uint8
 from cxr.networks import Classifier
 from cxr.overlay import Overlay, lay_over
@@ -154,12 +154,14 @@ def explain(
     doses = torch.linspace(0, 1, frames, device=x.device)
     with torch.no_grad():
         original = model.classifier(x).item()
-        directions = disease_directions(original, codes, model, seed)
         copies = model.generator(codes.w1, codes.z2, codes.noises(restarts)).clamp(-1, 1)
 
     def along(doses: Tensor) -> Tensor:
-        return codes.along(model.generator, directions[:1], doses)
+        return codes.along(model.generator, doses)
 
+    directions = codes.directions[:1]
+    if original <= 0:
+        directions = torch.cat([directions, sampled_directions(codes, seed)])
     own = max(codes.z2[0].norm().item(), 1e-6) if original > 0 else 0.0
     overlay = lay_over(x, along, own, model.classifier)
     with torch.no_grad():

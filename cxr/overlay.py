@@ -4,7 +4,8 @@ The generator cannot draw all of an image. Added to the image, the path's differ
 that was not drawn where it is; so on the way to the other class the image is turned into what the
 generator draws there, but only within a soft mask, found by gradient descent: the least change
 that has the classifier answer as it answers to the whole (after the preservation game of Fong &
-Vedaldi 2017, section 4, played between an image and its counterfactual).
+Vedaldi 2017, section 4, played between an image and its counterfactual). It has to answer so under
+noise, too: what a little noise undoes is an adversarial pattern, and convinces no other classifier.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cxr.training import rng
+
 CELLS = 16  # of the mask along each side: a coarse one is no adversarial pattern
 STEPS = 60  # of its descent
 PRICE = 0.6  # of the whole change, in units of the whole response
+NOISE = 0.1  # its standard deviation, where images are in [-1, 1]
 
 
 @dataclass
@@ -58,14 +62,17 @@ def lay_over(
 def needed(x: Tensor, y: Tensor, classifier: nn.Module) -> Tensor:
     """The mask [1, 1, R, R] in [0, 1] of the least of `y - x` that answers for the whole of it."""
     with torch.no_grad():
-        start, target = classifier(x), classifier(y)
-    response, whole = (target - start).abs().clamp_min(0.1), (y - x).abs().sum().clamp_min(1e-6)
+        response = (classifier(y) - classifier(x)).abs().clamp_min(0.1)
+    whole, random = (y - x).abs().sum().clamp_min(1e-6), rng(0)
     with torch.enable_grad():
         cells = torch.full((1, 1, CELLS, CELLS), 2.0, device=x.device).requires_grad_()
         optimiser = torch.optim.Adam([cells], 0.2)
         for _ in range(STEPS):
+            noise = NOISE * torch.randn(x.shape, generator=random).to(x.device)
+            with torch.no_grad():
+                asked = classifier(y + noise)
             change = _mask(cells, x) * (y - x)
-            lacking = (classifier(x + change) - target).abs() / response
+            lacking = (classifier(x + change + noise) - asked).abs() / response
             (cells.grad,) = torch.autograd.grad(
                 (lacking + PRICE * change.abs().sum() / whole).sum(), cells
             )

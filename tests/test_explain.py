@@ -121,6 +121,12 @@ def test_refinement_brings_the_reconstruction_nearer(bright, image):
     assert loss(after) < 0.9 * loss(before)
 
 
+def test_refinement_brings_the_path_to_the_logits_that_its_doses_name(bright, image):
+    before = explain.explain(image, bright, **{**QUICK, "refine": 0})
+    after = explain.explain(image, bright, **{**QUICK, "refine": 40})
+    assert after.numbers["logit_gap"] < 0.8 * before.numbers["logit_gap"]
+
+
 def test_same_seed_same_explanation(bright, image):
     a, b = (explain.explain(image, bright, **QUICK) for _ in range(2))
     assert torch.equal(a.frames, b.frames) and a.numbers == b.numbers

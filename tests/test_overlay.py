@@ -13,6 +13,14 @@ class Patch(torch.nn.Module):
         return 10 * x[..., 8:14, 18:24].mean((1, 2, 3))
 
 
+class Brittle(Patch):
+    """Answers elsewhere, too, but to one exact grey alone: any noise undoes it."""
+
+    def forward(self, x):
+        off = (x[..., 20:28, 4:12] - path(x.new_zeros(1))[..., 20:28, 4:12]) / 0.05
+        return super().forward(x) - 3 * torch.exp(-off.square()).mean((1, 2, 3))
+
+
 @pytest.fixture
 def image():
     return torch.rand(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) - 0.2
@@ -56,6 +64,14 @@ def test_an_undrawn_lesion_goes_with_the_disease(image):
     lesion[..., 8:14, 18:24] += 0.8
     laid = overlay.lay_over(lesion, path, 0.7, Patch())(torch.tensor([0.0]))
     assert Patch()(laid).item() < 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_mask_does_not_rely_on_what_noise_undoes(image, monkeypatch, noise):
+    monkeypatch.setattr(overlay, "NOISE", noise)
+    mask = overlay.lay_over(image, path, 0.7, Brittle()).mask[0, 0]
+    assert mask[9:13, 19:23].mean() > 0.9
+    assert (mask[22:26, 6:10].mean() > 0.8) == (noise == 0)
 
 
 def test_nothing_to_change_is_no_error(image):
