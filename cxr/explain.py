@@ -8,6 +8,7 @@ import contextlib
 import json
 import platform
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -156,9 +157,7 @@ def explain(
         original = model.classifier(x).item()
         copies = model.generator(codes.w1, codes.z2, codes.noises(restarts)).clamp(-1, 1)
 
-    def along(doses: Tensor) -> Tensor:
-        return codes.along(model.generator, doses)
-
+    along = partial(codes.along, model.generator)
     directions = codes.directions[:1]
     if original <= 0:
         directions = torch.cat([directions, sampled_directions(codes, seed)])
