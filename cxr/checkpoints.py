@@ -143,7 +143,7 @@ def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") ->
     """A classifier from a model file, or from `FILE.py:FUNCTION`, a user's own.
 
     FUNCTION takes nothing and returns a module from [N, 1, R, R] in [-1, 1] to a logit [N]; it is
-    tried at R = `size`.
+    tried at R = `size`, and what it is given is clipped to that range.
     """
     file, colon, function = spec.rpartition(":")
     if not (colon and file.endswith(".py")):
@@ -158,6 +158,7 @@ def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") ->
     try:
         module.__spec__.loader.exec_module(module)
         network = getattr(module, function)().to(device).eval().requires_grad_(False)
+        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].clamp(-1, 1),))
         logit = network(torch.rand(2, 1, size, size, device=device).requires_grad_())
         shape = tuple(logit.shape)
     except Exception as error:  # whatever the user's code raises

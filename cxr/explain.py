@@ -1,7 +1,8 @@
 """Explain a classifier on one image: invert it, move it from healthy to diseased, measure, write.
 
-The image is inverted by the encoder and refined by gradient descent; scaling `z2` from dose 0 to
-1 gives the film, and the classifier is asked at every frame.
+The image is inverted by the encoder and refined by gradient descent. Disease of dose 0 to 1 in one
+direction gives the film, as the generator draws it and laid over the image; the classifier is asked
+at every frame.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from torch import Tensor
 from cxr import CxrError, UsageError, __version__, attribution, figures, images, measures
 from cxr.checkpoints import Model, load_classifier, load_model, save, shipped, weights_folder
 from cxr.inversion import Codes, invert, sampled_directions
-from cxr.monitor import to_uint8
+from cxr.monitor import draw_codes, to_uint8, walk
 from cxr.networks import Classifier
 from cxr.overlay import Overlay, lay_over
 from cxr.train_cnn import likeness, to_tensor
@@ -78,7 +79,7 @@ class Explanation:
             self.doses.tolist(),
             list(zip(self.numbers["probability"], self.numbers["probability_overlaid"])),
             positive=self.classes[1],
-            found=self.numbers["found_dose"],
+            found=self.overlay.own,
         )
 
     def panel(self) -> np.ndarray:
@@ -86,22 +87,13 @@ class Explanation:
         n, probability = self.numbers, self.numbers["probability"]
         image = to_uint8(self.image[0, 0])
         pictures = [
-            (f"original\nP {n['original']['probability']:.2f}", image),
-            (
-                f"reconstruction\nP {n['reconstruction']['probability']:.2f}",
-                self.copies[0, 0],
-            ),
-            (f"healthy end\nP {probability[0]:.2f}", self.frames[0, 0]),
-            (f"diseased end\nP {probability[-1]:.2f}", self.frames[-1, 0]),
-            (
-                f"counterfactual\nP {n['counterfactual']['probability_overlaid']:.2f}",
-                self.counterfactual(),
-            ),
+            ("original", n["original"]["probability"], self.image[0, 0]),
+            ("reconstruction", n["reconstruction"]["probability"], self.copies[0, 0]),
+            ("healthy end", probability[0], self.frames[0, 0]),
+            ("diseased end", probability[-1], self.frames[-1, 0]),
+            ("counterfactual", n["counterfactual"]["probability_overlaid"], self.counterfactual()),
         ]
-        tiles = [
-            (name, x if isinstance(x, np.ndarray) else to_uint8(x), None, False)
-            for name, x in pictures
-        ]
+        tiles = [(f"{name}\nP {p:.2f}", to_uint8(x), None, False) for name, p, x in pictures]
         signed = {"difference", "latent_ig", "gradient", "integrated_gradients"}
         for name in self.maps:
             tiles.append((name.replace("_", " "), image, self.drawn(name), name in signed))
@@ -119,10 +111,11 @@ class Explanation:
         return attribution.smooth(heat, len(heat) / 32).cpu().numpy()
 
     def counterfactual(self) -> Tensor:
-        """The image [R, R] with the path's difference to the other class laid over it."""
+        """The image [R, R], turned into the other class where the classifier needs it."""
         return self.overlaid[self.numbers["counterfactual"]["frame"], 0]
 
 
+@torch.enable_grad()
 def explain(
     image: str | Path | np.ndarray | Tensor,
     model: str | Path | Model | None = None,
@@ -144,6 +137,8 @@ def explain(
     frames : number of frames from dose 0 to dose 1
     restarts : inversions from different beginnings; the best is shown, their spread reported
     refine : gradient steps after the encoder
+    seed : of the noise and of the restarts
+    device : where a model is loaded to; a `Model` stays where it is
 
     Raises CxrError for an image that cannot be used and for a model without a generator.
     """
@@ -158,7 +153,7 @@ def explain(
         copies = model.generator(codes.w1, codes.z2, codes.noises(restarts)).clamp(-1, 1)
 
     along = partial(codes.along, model.generator)
-    directions = codes.directions[:1]
+    directions = codes.u[:1]
     if original <= 0:
         directions = torch.cat([directions, sampled_directions(codes, seed)])
     own = max(codes.z2[0].norm().item(), 1e-6) if original > 0 else 0.0
@@ -170,7 +165,8 @@ def explain(
         tuple(model.info["classes"]), x, original, codes, copies, directions, doses, path,
         overlay, overlaid, logits,
     )  # fmt: skip
-    with torch.backends.cudnn.flags(allow_tf32=False):  # whose rounding no finer grid mends
+    exact = {"enabled": torch.backends.cudnn.enabled, "allow_tf32": False}
+    with torch.backends.cudnn.flags(**exact):  # TF32's rounding no finer grid would mend
         found.maps, error = heat_maps(found, model)
     found.numbers = measure(found, model) | {"completeness_error": error}
     found.warnings = doubts(found.numbers, model)
@@ -193,9 +189,20 @@ def load_explainer(model: str | Path | Model | None, classifier: str | None, dev
             )
         networks = loaded.networks | {"classifier": other.classifier}
         loaded = Model(networks, loaded.info | {"foreign": classifier}, loaded.buffers, loaded.path)
+        rescale(loaded)
     for name in ("classifier", "encoder", "generator"):
         getattr(loaded, name)  # each says itself what to do where it is missing
     return loaded
+
+
+@torch.no_grad()
+def rescale(model: Model) -> None:
+    """Let the dose run between another classifier's logits: its medians on random lungs of dose 0
+    and 1. If the latter is not the higher, its path will not flip, which `doubts` says."""
+    x = walk(model.generator, *draw_codes(model.generator, 64, 0), doses=(0.0, 1.0))
+    low, high = (model.classifier(end).median().item() for end in x.unbind(1))
+    if low < high:
+        model.info["logits"] = [low, high]
 
 
 def default_model() -> str:
@@ -222,7 +229,9 @@ def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
     if isinstance(image, Tensor):
         if image.shape != (1, 1, size, size):
             raise UsageError(f"a tensor must be [1, 1, {size}, {size}], not {list(image.shape)}")
-        return image.to(device).float()
+        if not (image.is_floating_point() and image.abs().max() <= 1.001):  # nor if it is NaN
+            raise UsageError("a tensor must hold grey values from -1 to 1")
+        return image.detach().to(device).float()
     if isinstance(image, np.ndarray):
         if image.ndim != 2 or image.dtype != np.uint8:
             raise UsageError(f"an array must be uint8 [H, W], not {image.dtype} {image.shape}")
@@ -328,11 +337,12 @@ def _counterfactual(found: Explanation, laid: Tensor) -> dict:
 
 
 def _restarts(found: Explanation, model: Model) -> dict:
-    """How far the restarts agree: `spread` is the mean standard deviation of their difference
-    maps over the maps' mean size, None for one alone."""
+    """How far the restarts agree: `spread` is the mean standard deviation of the differences that
+    their paths make, over their mean size, None for one alone."""
     codes, copies = found.codes, found.copies
-    healthy = model.generator(codes.w1, torch.zeros_like(codes.z2), codes.noises(len(copies)))
-    maps = copies - healthy.clamp(-1, 1)
+    z2 = codes.z2 if found.sick else codes.u
+    ends = [model.generator(codes.w1, z, codes.noises(len(z))).clamp(-1, 1) for z in (z2, 0 * z2)]
+    maps = ends[0] - ends[1]
     spread = maps.std(0, correction=0).mean() / maps.abs().mean().clamp_min(1e-6)
     return {
         "count": len(copies),
@@ -386,6 +396,8 @@ def doubts(numbers: dict, model: Model) -> list[str]:
         )
     if not numbers["counterfactual"]["flipped"]:
         lines.append("the path does not change the classifier's verdict")
+    elif not numbers["counterfactual"]["flipped_overlaid"]:
+        lines.append("laid over the image, the path does not change the classifier's verdict")
     if "foreign" in model.info:
         lines.append("another classifier than the GAN's is explained: the dose axis is the GAN's")
     return lines

@@ -11,7 +11,7 @@ from cxr.monitor import DOSES
 from cxr.train_gan import image_loss
 from cxr.training import rng
 
-RATE = 0.03  # of the refinement
+RATE = 0.03  # of the refinement of `w1`; of the rest a third
 DIRECTIONS = 8  # of disease, tried on a healthy image
 
 
@@ -28,14 +28,14 @@ class Codes:
         return [eps.expand(n, -1, -1, -1) for eps in self.noise]
 
     @property
-    def directions(self) -> Tensor:
+    def u(self) -> Tensor:
         """The ways as unit vectors [K, z2]."""
         return F.normalize(self.way)
 
     def along(self, generator: nn.Module, doses: Tensor) -> Tensor:
         """The best restart's path: images [N, 1, R, R] in [-1, 1] at doses [N]."""
         w1 = self.w1[:1].expand(len(doses), -1, -1)
-        z2 = doses[:, None] * self.directions[:1]
+        z2 = doses[:, None] * self.u[:1]
         return generator(w1, z2, self.noises(len(doses))).clamp(-1, 1)
 
 
@@ -45,8 +45,8 @@ def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Co
 
     Many codes draw the image nearly alike; of these, the descent seeks those whose path has the
     classifier answer as its doses name, asking at one dose in each step. A diseased image's path
-    goes through its own disease; a healthy one's begins with the direction, of some sampled, that
-    the classifier accepts for the least change.
+    goes through its own disease; a healthy one's begins with the direction, the encoder's or one of
+    some sampled, whose disease the classifier accepts for the least change.
     """
     random = rng(seed, 2)
     noise = model.generator.noise(1, random)
@@ -70,10 +70,11 @@ def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Co
     for step in range(refine):
         optimiser.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - step / refine))
         loss = inversion_loss(x, target, codes, start, model, DOSES[step % len(DOSES)])
-        for latent, gradient in zip(free, torch.autograd.grad(loss.sum(), free)):
-            latent.grad = gradient
+        optimiser.zero_grad()
+        loss.sum().backward(inputs=free)
         optimiser.step()
-        z2.data = within(z2.data)
+        with torch.no_grad():
+            z2.copy_(within(z2))
     with torch.no_grad():
         loss = sum(inversion_loss(x, target, codes, start, model, dose) for dose in DOSES)
         order = loss.argsort()
@@ -92,7 +93,7 @@ def inversion_loss(
     along the path at this dose, at 0 a healthy one, so that `w1` hides no disease; a path that
     changes little; nearness to where `w1` began."""
     k, w1 = len(codes.w1), codes.w1.repeat(2, 1, 1)
-    both = model.generator(w1, torch.cat([codes.z2, codes.directions * dose]), codes.noises(2 * k))
+    both = model.generator(w1, torch.cat([codes.z2, codes.u * dose]), codes.noises(2 * k))
     named = model.logit(torch.full_like(target, dose)).expand(k)
     response, path = F.smooth_l1_loss(
         model.classifier(both), torch.cat([target.expand(k), named]), reduction="none"
@@ -113,7 +114,7 @@ def sampled_directions(codes: Codes, seed: int) -> Tensor:
 def nearest_disease(codes: Codes, model: Model, seed: int, dose: float = 0.7) -> Tensor:
     """The direction [1, z2], the encoder's or a sampled one, whose disease the classifier accepts
     best for the least change."""
-    u = torch.cat([codes.directions[:1], sampled_directions(codes, seed)])
+    u = torch.cat([codes.u[:1], sampled_directions(codes, seed)])
     ends = torch.cat([torch.zeros_like(u[:1]), u * dose])
     x = model.generator(codes.w1[:1].expand(len(ends), -1, -1), ends, codes.noises(len(ends)))
     named = model.logit(torch.tensor(dose, device=u.device)).expand(len(u))

@@ -28,7 +28,7 @@ class Overlay:
     """An image changed along a path of doses where `mask` allows it.
 
     `image` itself at its own dose; towards the other class, `mask * generated + (1 - mask) * image`
-    at the end.
+    at the end; the other way, the path's difference is added to it, where `mask` allows it.
     """
 
     image: Tensor  # [1, 1, R, R]
@@ -43,9 +43,9 @@ class Overlay:
 
     def __call__(self, doses: Tensor) -> Tensor:
         """Images [N, 1, R, R] in [-1, 1] at doses [N]."""
-        way = ((doses - self.own) / (self.other - self.own)).clamp(0, 1).view(-1, 1, 1, 1)
+        share = ((doses - self.own) / (self.other - self.own)).clamp(0, 1).view(-1, 1, 1, 1)
         own = self.along(doses.new_tensor([self.own]))
-        change = self.along(doses) - own + way * (own - self.image)
+        change = self.along(doses) - own + share * (own - self.image)
         return (self.image + self.mask * change).clamp(-1, 1)
 
 
@@ -60,9 +60,10 @@ def lay_over(
 
 
 def needed(x: Tensor, y: Tensor, classifier: nn.Module) -> Tensor:
-    """The mask [1, 1, R, R] in [0, 1] of the least of `y - x` that answers for the whole of it."""
+    """Where `x` [1, 1, R, R] has to become `y` for the classifier to answer as it answers to `y`:
+    a mask [1, 1, R, R] in [0, 1] that changes as little as it can."""
     with torch.no_grad():
-        response = (classifier(y) - classifier(x)).abs().clamp_min(0.1)
+        response = (classifier(y) - classifier(x)).abs().clamp_min(1e-6)
     whole, random = (y - x).abs().sum().clamp_min(1e-6), rng(0)
     with torch.enable_grad():
         cells = torch.full((1, 1, CELLS, CELLS), 2.0, device=x.device).requires_grad_()
@@ -73,9 +74,9 @@ def needed(x: Tensor, y: Tensor, classifier: nn.Module) -> Tensor:
                 asked = classifier(y + noise)
             change = _mask(cells, x) * (y - x)
             lacking = (classifier(x + change + noise) - asked).abs() / response
-            (cells.grad,) = torch.autograd.grad(
-                (lacking + PRICE * change.abs().sum() / whole).sum(), cells
-            )
+            loss = lacking + PRICE * change.abs().sum() / whole
+            optimiser.zero_grad()
+            loss.sum().backward(inputs=[cells])
             optimiser.step()
         return _mask(cells, x).detach()
 

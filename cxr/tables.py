@@ -100,7 +100,7 @@ def explanation(path: Path, folder: Path, numbers: dict) -> None:
         ("P(disease), counterfactual", number(numbers["counterfactual"]["probability_overlaid"])),
         ("its pixels changed", number(numbers["counterfactual"]["changed_overlaid"])),
         ("dose found", number(numbers["found_dose"])),
-        ("verdict flipped", "yes" if numbers["counterfactual"]["flipped"] else "no"),
+        ("verdict flipped", "yes" if numbers["counterfactual"]["flipped_overlaid"] else "no"),
         ("SSIM of the reconstruction", number(numbers["reconstruction"]["ssim"])),
         ("spread over restarts", number(numbers["restarts"]["spread"])),
         ("completeness error", number(numbers["completeness_error"])),

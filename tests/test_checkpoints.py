@@ -110,6 +110,7 @@ def test_state_of_networks_and_optimisers_comes_back_exactly(tmp_path):
 def test_a_users_own_classifier_is_taken_from_a_file(own_classifier):
     network = checkpoints.load_classifier(f"{own_classifier}:bright", 32).classifier
     assert network(torch.zeros(3, 1, 32, 32)).tolist() == pytest.approx([2.0] * 3)
+    assert network(torch.full((1, 1, 32, 32), 7.0)).item() == pytest.approx(22.0)  # clipped to 1
 
 
 @pytest.mark.parametrize(

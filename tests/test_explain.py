@@ -30,7 +30,7 @@ def bright(model):
     """The untrained tiny model, with the classifier whose truth is known."""
     torch.manual_seed(0)
     networks = {**model.networks, "classifier": Brightness().requires_grad_(False)}
-    return checkpoints.Model(networks, dict(model.info), model.buffers)
+    return checkpoints.Model(networks, dict(model.info), dict(model.buffers))
 
 
 @pytest.fixture(params=["diseased", "healthy"])
@@ -164,6 +164,29 @@ def test_another_classifier_can_be_explained(model_file, own_classifier):
     assert loaded.info["foreign"] == f"{own_classifier}:bright"
 
 
+def test_the_dose_runs_between_the_logits_of_another_classifier(bright):
+    spans = []
+    for gain in (4, 40, -4, -40):  # brighter or darker with the dose, whatever the generator does
+        bright.networks["classifier"], bright.info["logits"] = Brightness(gain=gain), [-9.0, 9.0]
+        explain.rescale(bright)
+        spans.append(bright.info["logits"])
+    rising = [span for span in spans if span != [-9.0, 9.0]]
+    assert len(rising) == 2 and rising[0][0] < rising[0][1]
+    assert rising[1] == pytest.approx([10 * end for end in rising[0]], rel=1e-4)
+
+
+def test_no_grad_around_it_does_no_harm(bright, image):
+    with torch.no_grad():
+        e = explain.explain(image, bright, **QUICK)
+    assert torch.equal(e.frames, explain.explain(image, bright, **QUICK).frames)
+
+
+def test_a_path_that_laid_over_the_image_does_not_flip_is_doubted(bright, image):
+    e = explain.explain(image, bright, **QUICK)
+    e.numbers["counterfactual"] |= {"flipped": True, "flipped_overlaid": False}
+    assert any("laid over the image" in line for line in explain.doubts(e.numbers, bright))
+
+
 def test_files_arrays_and_tensors_are_taken_alike(bright, image, tmp_path):
     images.write_png(tmp_path / "x.png", image)
     tensor = torch.from_numpy(image / np.float32(127.5) - 1)[None, None]
@@ -173,6 +196,9 @@ def test_files_arrays_and_tensors_are_taken_alike(bright, image, tmp_path):
         explain.prepare(image.astype(float), bright)
     with pytest.raises(UsageError, match="must be"):
         explain.prepare(torch.zeros(1, 1, 16, 16), bright)
+    for wrong in (tensor * 127, tensor * torch.nan, (tensor * 127).byte()):
+        with pytest.raises(UsageError, match="from -1 to 1"):
+            explain.prepare(wrong, bright)
 
 
 def test_wrong_counts_are_refused(bright, image):

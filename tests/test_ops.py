@@ -285,7 +285,7 @@ FUNCTIONS = {
 @pytest.fixture(scope="module", autouse=True)
 def loaded():
     build.load()
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
         yield
 
 
