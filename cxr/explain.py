@@ -115,7 +115,6 @@ class Explanation:
         return self.overlaid[self.numbers["counterfactual"]["frame"], 0]
 
 
-@torch.enable_grad()
 def explain(
     image: str | Path | np.ndarray | Tensor,
     model: str | Path | Model | None = None,

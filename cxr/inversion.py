@@ -39,6 +39,7 @@ class Codes:
         return generator(w1, z2, self.noises(len(doses))).clamp(-1, 1)
 
 
+@torch.enable_grad()
 def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Codes:
     """Find the codes of an image [1, 1, R, R]: the encoder, then `refine` steps of gradient
     descent from several beginnings, the encoder's own among them.
