@@ -187,8 +187,11 @@ def load_explainer(model: str | Path | Model | None, classifier: str | None, dev
                 "train one at the model's size"
             )
         networks = loaded.networks | {"classifier": other.classifier}
-        loaded = Model(networks, loaded.info | {"foreign": classifier}, loaded.buffers, loaded.path)
-        rescale(loaded)
+        own = "classifier" not in loaded.networks  # a model does not keep a CNN of the user's
+        info = loaded.info if own else loaded.info | {"foreign": classifier}
+        loaded = Model(networks, info, loaded.buffers, loaded.path)
+        if not own:
+            rescale(loaded)
     for name in ("classifier", "encoder", "generator"):
         getattr(loaded, name)  # each says itself what to do where it is missing
     return loaded

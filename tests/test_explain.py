@@ -164,6 +164,15 @@ def test_another_classifier_can_be_explained(model_file, own_classifier):
     assert loaded.info["foreign"] == f"{own_classifier}:bright"
 
 
+def test_a_classifier_that_the_model_was_trained_with_but_does_not_keep_is_its_own(
+    model, own_classifier
+):
+    networks = {name: net for name, net in model.networks.items() if name != "classifier"}
+    bare = checkpoints.Model(networks, dict(model.info), model.buffers)
+    loaded = explain.load_explainer(bare, f"{own_classifier}:bright", "cpu")
+    assert "foreign" not in loaded.info and loaded.info["logits"] == model.info["logits"]
+
+
 def test_the_dose_runs_between_the_logits_of_another_classifier(bright):
     spans = []
     for gain in (4, 40, -4, -40):  # brighter or darker with the dose, whatever the generator does
