@@ -117,6 +117,12 @@ data_options = stack(
         help="Its first group, found in a file's name, is the patient.",
     ),
 )
+classifier_option = click.option(
+    "--classifier",
+    metavar="CNN",
+    help="Another CNN than the GAN's, or yours that it was trained with: a model file, or "
+    "FILE.py:FUNCTION.",
+)
 shipped_model = model_option(show_default="a shipped one")
 
 
@@ -235,11 +241,7 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
 )
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @shipped_model
-@click.option(
-    "--classifier",
-    metavar="CNN",
-    help="Another CNN than the GAN's: a model file, or FILE.py:FUNCTION.",
-)
+@classifier_option
 @click.option("--frames", type=click.IntRange(2, 200), default=17, help="Of the path.")
 @click.option("--restarts", type=click.IntRange(1, 64), default=2, help="Of the inversion.")
 @refine_option
@@ -297,6 +299,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 )
 @size_option(default=32)
 @images_option(64_000, 16, "How many images each GAN of the protocol sees.")
+@classifier_option
 @click.option("--split", type=click.Choice(SPLITS), default="test", help="Of the patients.")
 @click.option(
     "--masks", metavar="FOLDER", help="Where the disease is: masks named as their images."
@@ -326,7 +329,9 @@ def evaluate(data, model, phantoms, size, images, split, out, as_json, **options
     if phantoms == bool(data) or phantoms == bool(model):
         raise UsageError("evaluate takes either DATA and --model, or --phantoms and neither")
     if phantoms:
-        refuse_given("--phantoms", "split", "masks", "lungs", "oracle", "limit", "refine")
+        refuse_given(
+            "--phantoms", "classifier", "split", "masks", "lungs", "oracle", "limit", "refine"
+        )
         evaluate_phantoms(size, images, options["seed"], options["device"], out, as_json)
         return
     numbers = evaluation.evaluate(model, data, split, out, **options)
@@ -420,7 +425,7 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
     "presets",
     multiple=True,
     type=click.Choice(PRESETS),
-    help="Whose shapes and networks; may be repeated.  [default: cxr64, cxr128; on a GPU cxr256]",
+    help="Whose shapes and networks; may be repeated.  [default: cxr64, cxr128; on a GPU cxr256, too]",
 )
 @click.option("--batch", type=click.IntRange(16), default=32, help="Images in a batch of the GAN.")
 @device_option

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, __version__, console, measures, plots, scores, tables
+from cxr import UsageError, __version__, console, measures, plots, scores, tables
 from cxr.checkpoints import Model, load_classifier, load_model
 from cxr.datasets import Dataset, open_dataset
-from cxr.explain import Explanation, write_text
+from cxr.explain import Explanation, with_classifier, write_text
 from cxr.judge import GROUP, Figures, Judge, mask_files
 from cxr.monitor import draw_codes, walk
 from cxr.train_cnn import classifier_metrics, predict, to_tensor
@@ -45,6 +45,7 @@ def evaluate(
     *,
     masks: str | Path | None = None,
     lungs: str | Path | None = None,
+    classifier: str | None = None,
     oracle: str | None = None,
     limit: int | None = None,
     refine: int = 60,
@@ -61,6 +62,8 @@ def evaluate(
     data, patient_pattern : as in `open_dataset`
     out : a folder for `evaluation.json`, its tables as `evaluation.md`, and `figures/`; by default
         nothing is written
+    classifier : another classifier than the model's, or a user's own that the model was trained
+        with but does not keep, as `load_classifier` takes it
     masks, lungs : folders with a mask of the disease, of the lungs, called like its image
     oracle : an independently trained classifier, as `load_classifier` takes it
     limit : how many images of the split are explained, drawn by chance; by default all
@@ -75,8 +78,9 @@ def evaluate(
     """
     device = find_device(device)
     loaded = load_model(model, device)
-    if "classifier" not in loaded.networks:
-        raise CxrError(f"{model} holds no classifier: its GAN was trained with one of your own")
+    if classifier:
+        loaded = with_classifier(loaded, classifier)
+    _ = loaded.classifier  # says itself what to do where it is missing
     dataset = _open(loaded, data, negative, patient_pattern)
     other = load_oracle(oracle, loaded, dataset, device) if oracle else None
     places = mask_files(masks, "--masks", dataset), mask_files(lungs, "--lungs", dataset)
@@ -107,7 +111,7 @@ def evaluate(
             Path(out) / "evaluation.md", tables.markdown(f"{dataset.name}, {split}", numbers)
         )
     if draws:
-        material = _material(loaded, dataset, split, responses, kept)
+        material = _material(loaded, dataset, split, responses, kept, device)
         plots.draw(Path(out) / "figures", numbers, material)
     return numbers
 
@@ -350,11 +354,11 @@ def _material(
     split: str,
     responses: np.ndarray,
     kept: dict[int, Explanation],
+    device: torch.device,
 ) -> plots.Material:
     """What the figures need beside the numbers. The examples are not chosen: they are the first
     explained of each class in turn, the healthy ones above."""
     rows = data.rows(split)
-    device = next(model.classifier.parameters()).device
     logits = [
         predict(model.classifier, data.images[part], device)
         for part in np.array_split(rows, -(-len(rows) // CHUNK))
@@ -373,6 +377,7 @@ def _about(model: Model, data: Dataset, split: str) -> dict:
     own = model.info["provenance"].get("data") == data.name
     return {
         "model": str(model.path),
+        "classifier": model.info.get("foreign", "the model's own"),
         "data": data.name,
         "split": split,
         "classes": list(data.classes),

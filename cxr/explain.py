@@ -179,22 +179,31 @@ def load_explainer(model: str | Path | Model | None, classifier: str | None, dev
     else:
         loaded = load_model(model or default_model(), find_device(device))
     if classifier:
-        size = loaded.info["size"]
-        other = load_classifier(classifier, size, loaded.generator.const.device)
-        if other.info.get("size", size) != size:
-            raise CxrError(
-                f"--classifier sees {other.info['size']} pixels, the model {size}: "
-                "train one at the model's size"
-            )
-        networks = loaded.networks | {"classifier": other.classifier}
-        own = "classifier" not in loaded.networks  # a model does not keep a CNN of the user's
-        info = loaded.info if own else loaded.info | {"foreign": classifier}
-        loaded = Model(networks, info, loaded.buffers, loaded.path)
-        if not own:
-            rescale(loaded)
+        loaded = with_classifier(loaded, classifier)
     for name in ("classifier", "encoder", "generator"):
         getattr(loaded, name)  # each says itself what to do where it is missing
     return loaded
+
+
+def with_classifier(model: Model, spec: str) -> Model:
+    """The model with the classifier of `spec`, as `load_classifier` takes it, in its own's place.
+
+    A model does not keep a CNN of the user's that it was trained with: given to such a model, it
+    is its own. Raises CxrError for one of another size.
+    """
+    size = model.info["size"]
+    other = load_classifier(spec, size, model.generator.const.device)
+    if other.info.get("size", size) != size:
+        raise CxrError(
+            f"--classifier sees {other.info['size']} pixels, the model {size}: "
+            "train one at the model's size"
+        )
+    networks = model.networks | {"classifier": other.classifier}
+    if "classifier" not in model.networks:
+        return Model(networks, model.info, model.buffers, model.path)
+    foreign = Model(networks, model.info | {"foreign": spec}, model.buffers, model.path)
+    rescale(foreign)
+    return foreign
 
 
 @torch.no_grad()

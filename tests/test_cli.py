@@ -260,6 +260,19 @@ def test_json_is_all_that_evaluate_prints_on_stdout(model_file, xrays, tmp_path)
     assert "│ auroc " in table and "│ spearman " in table and "all random" in table
 
 
+def test_evaluate_measures_a_gan_of_ones_own_classifier(gan_run, xrays, own_classifier, tmp_path):
+    words = (
+        "--model",
+        gan_run[0] / "model.safetensors",
+        "--classifier",
+        f"{own_classifier}:bright",
+    )
+    words += ("--limit", 2, "--refine", 1, "--out", tmp_path, "--json")
+    numbers = json.loads(succeed("evaluate", xrays, *words).stdout)
+    assert numbers["about"]["classifier"] == "the model's own"
+    assert numbers["counterfactual"]["validity"]["n"] == numbers["path"]["logit_gap"]["n"] == 2
+
+
 def test_sample_draws_a_row_for_each_pair_of_lungs(model_file, tmp_path):
     out = tmp_path / "sheet.png"
     succeed("sample", "--model", model_file, "--images", 3, "--out", out)
