@@ -10,6 +10,7 @@ noise, too: what a little noise undoes is an adversarial pattern, and convinces 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -41,11 +42,15 @@ class Overlay:
         """The dose at the other class's end of the path."""
         return 0.0 if self.own else 1.0
 
+    @cached_property
+    def drawn(self) -> Tensor:
+        """What the generator draws of the image itself, [1, 1, R, R]."""
+        return self.along(self.image.new_tensor([self.own]))
+
     def __call__(self, doses: Tensor) -> Tensor:
         """Images [N, 1, R, R] in [-1, 1] at doses [N]."""
         share = ((doses - self.own) / (self.other - self.own)).clamp(0, 1).view(-1, 1, 1, 1)
-        own = self.along(doses.new_tensor([self.own]))
-        change = self.along(doses) - own + share * (own - self.image)
+        change = self.along(doses) - self.drawn + share * (self.drawn - self.image)
         return (self.image + self.mask * change).clamp(-1, 1)
 
 
