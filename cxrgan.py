@@ -140,7 +140,11 @@ def training_options(out: str, batch: int, images: int) -> Callable:
             help="Over all processes; a multiple of 16 for train-gan.",
         ),
         images_option(images, 1, "How many images training sees."),
-        click.option("--start", metavar="MODEL", help="Begin with this model's weights."),
+        click.option(
+            "--start",
+            metavar="MODEL",
+            help="Begin with this model's weights; those of cxr64 grow for cxr128.",
+        ),
         seed_option,
         device_option,
         click.option("--resume", is_flag=True, help="Go on with the run in --out."),

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -127,16 +128,52 @@ def _rebuild(name: str, config: dict, tensors: dict[str, Tensor]) -> nn.Module:
 
 def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
     """Give the networks the weights that a model file holds under their names; those it lacks
-    stay as they are. Raises CxrError if one was built to another config."""
+    stay as they are, those of fewer pixels grow. Raises CxrError if one has another config."""
     model = load_model(path)
     for name, network in networks.items():
         if name not in model.networks:
             continue
-        if model.networks[name].config != network.config:
+        if not outgrows(network.config, model.networks[name].config):
             raise CxrError(
-                f"--start {path}: its {name} is of another size; start from a model of one preset"
+                f"--start {path}: its {name} is of another kind; start from a model of the same "
+                "preset, or from cxr64 for cxr128"
             )
-        network.load_state_dict(model.networks[name].state_dict())
+        grow(network, model.networks[name])
+
+
+def outgrows(config, smaller) -> bool:
+    """Whether a network of this config is one of `smaller`, of the same kind, with more stages at
+    the image's end: what `grow` needs."""
+    n = len(smaller.channels)
+    first = isinstance(config, GeneratorConfig)  # its channels begin at 4 x 4, the others end there
+    shared = config.channels[:n] if first else config.channels[-n:]
+    layers = {"layers": smaller.layers} if isinstance(config, EncoderConfig) else {}
+    return dataclasses.replace(config, channels=shared, **layers) == smaller
+
+
+@torch.no_grad()
+def grow(network: nn.Module, smaller: nn.Module) -> None:
+    """Give a network the weights of one for smaller images, counted from 4 x 4; see `outgrows`.
+
+    The new stages stay as they are, except that a generator's draw nothing at first: it begins with
+    the smaller one's image, enlarged (progressive growing, Karras et al. 2018, section 2, without
+    the fading in). An encoder's new layers begin with the `w1` of the last.
+    """
+    config, old = network.config, smaller.config
+    shift = (len(config.channels) - len(old.channels)) * getattr(config, "blocks", 1)
+    own = network.state_dict()
+    for key, value in smaller.state_dict().items():
+        if not key.startswith("trunk.0."):  # of blocks counted from the image
+            key = re.sub(r"^(trunk|blocks)\.(\d+)", lambda m: f"{m[1]}.{int(m[2]) + shift}", key)
+        if key.startswith("structure.") and isinstance(config, EncoderConfig):
+            last = value[-config.w :]
+            value = torch.cat([value, *[last] * (config.layers - old.layers)])
+        if own[key].shape == value.shape:  # not so for a discriminator's first convolution
+            own[key].copy_(value)
+    if isinstance(network, Generator):
+        for layer in network.layers[len(smaller.layers) :]:
+            if layer.image_weight is not None:
+                layer.image_weight.zero_()
 
 
 def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") -> Model:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from cxr import CxrError, UsageError, checkpoints
-from cxr.networks import PRESETS, Classifier, Discriminator, Generator
+from cxr import CxrError, UsageError, checkpoints, ops
+from cxr.checkpoints import grow, outgrows
+from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
 
 
 def test_model_file_gives_back_the_same_answers(model, model_file):
@@ -178,5 +179,57 @@ def test_training_may_start_from_a_models_weights(model, model_file, classifier_
 
 def test_weights_of_another_size_are_no_start(model_file):
     other = {"classifier": Classifier(PRESETS["cxr64"].classifier)}
-    with pytest.raises(CxrError, match="its classifier is of another size"):
+    with pytest.raises(CxrError, match="its classifier is of another kind"):
         checkpoints.start_from(model_file, other)
+
+
+@pytest.fixture(scope="module")
+def grown():
+    """Networks of cxr64, and those of cxr128 that begin with their weights, by kind."""
+    torch.manual_seed(0)
+    small, large = PRESETS["cxr64"], PRESETS["cxr128"]
+    pairs = {
+        kind: (network(getattr(small, kind)).eval(), network(getattr(large, kind)).eval())
+        for kind, network in (
+            ("classifier", Classifier),
+            ("encoder", Encoder),
+            ("generator", Generator),
+            ("discriminator", Discriminator),
+        )
+    }
+    for old, new in pairs.values():
+        assert outgrows(new.config, old.config) and not outgrows(old.config, new.config)
+        grow(new, old)
+    return pairs
+
+
+def test_a_grown_generator_begins_with_the_smaller_image_enlarged(grown):
+    old, new = grown["generator"]
+    w1, z2, noise = torch.randn(2, 128), torch.randn(2, 16), new.noise(2)
+    image = old(w1, z2, noise[:-1]) - old.image_bias
+    torch.testing.assert_close(new(w1, z2, noise), ops.fir(image, up=2) + new.image_bias)
+    new(w1, z2, noise).square().sum().backward()
+    assert new.layers[-1].image_weight.grad.abs().max() > 0  # and may draw more
+
+
+def test_grown_classifier_and_encoder_answer_nearly_as_the_smaller_ones(grown):
+    coarse = torch.nn.functional.interpolate(torch.randn(16, 1, 8, 8), size=64, mode="bicubic")
+    fine = ops.fir(coarse, up=2)
+    for kind in ("classifier", "encoder"):
+        old, new = grown[kind]
+        old, new = (net.features if kind == "classifier" else net for net in (old, new))
+        before, after = old(coarse), new(fine)
+        if kind == "encoder":
+            torch.testing.assert_close(after[0][:, -1], after[0][:, -2])
+            before, after = before[0], after[0][:, :-1]
+        apart = (after - before).std() / (before - before.mean(0)).std()
+        assert apart < 0.5, kind
+
+
+def test_what_grows_is_counted_from_the_coarsest_stage(grown):
+    old, new = grown["discriminator"]
+    assert torch.equal(new.blocks[1].conv0.raw, old.blocks[0].conv0.raw)
+    assert torch.equal(new.blocks[-1].conv1.raw, old.blocks[-1].conv1.raw)
+    assert torch.equal(new.score.weight, old.score.weight)
+    assert not outgrows(PRESETS["cxr128"].discriminator, PRESETS["cxr32"].discriminator)
+    assert not outgrows(PRESETS["cxr128"].encoder, PRESETS["tiny"].encoder)
