@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from cxr import UsageError, __version__, console, measures, plots, scores, tables
 from cxr.checkpoints import Model, load_classifier, load_model
 from cxr.datasets import Dataset, open_dataset
-from cxr.explain import Explanation, with_classifier, write_text
+from cxr.explain import with_classifier
+from cxr.explanation import Explanation, write_text
 from cxr.judge import GROUP, Figures, Judge, mask_files
 from cxr.monitor import draw_codes, walk
 from cxr.train_cnn import classifier_metrics, predict, to_tensor

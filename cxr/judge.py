@@ -11,7 +11,8 @@ from cxr import CxrError, UsageError, images, scores
 from cxr.attribution import magnitude
 from cxr.checkpoints import Model
 from cxr.datasets import Dataset
-from cxr.explain import CHANGED, Explanation, explain
+from cxr.explain import explain
+from cxr.explanation import CHANGED, Explanation
 from cxr.train_cnn import to_tensor
 
 REJECTED = 0.1  # a reconstruction's gap in probability above which it does not stand for the image

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxr import console, figures, images, measures
-from cxr.explain import Explanation
+from cxr.explanation import Explanation
 from cxr.monitor import to_uint8
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch
 
 from cxr import UsageError, __version__, controls, measures, readers, scores
 from cxr.evaluate import write
-from cxr.explain import write_text
+from cxr.explanation import write_text
 from cxr.trials import Arm, Plan, Row, explained, kept, reliance, relied_on
 
 SHORTCUTS = (1.0, 0.5, 0.9)  # how often the marker agrees with the label

@@ -16,7 +16,7 @@ from cxr import console, measures, phantoms, readers, scores, train_cnn, train_g
 from cxr.checkpoints import Model, load_model
 from cxr.datasets import Dataset, open_dataset
 from cxr.evaluate import tuned_thresholds
-from cxr.explain import Explanation, write_text
+from cxr.explanation import Explanation, write_text
 from cxr.judge import Judge, mask_files, path
 from cxr.networks import PRESETS
 from cxr.phantoms import Sample

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cxr import CxrError, UsageError, checkpoints, explain, images, inversion
+from cxr import CxrError, UsageError, checkpoints, explain, explanation, images, inversion
 
 QUICK = {"frames": 5, "restarts": 2, "refine": 3, "device": "cpu"}
 
@@ -193,7 +193,7 @@ def test_no_grad_around_it_does_no_harm(bright, image):
 def test_a_path_that_laid_over_the_image_does_not_flip_is_doubted(bright, image):
     e = explain.explain(image, bright, **QUICK)
     e.numbers["counterfactual"] |= {"flipped": True, "flipped_overlaid": False}
-    assert any("laid over the image" in line for line in explain.doubts(e.numbers, bright))
+    assert any("laid over the image" in line for line in explanation.doubts(e.numbers, bright))
 
 
 def test_files_arrays_and_tensors_are_taken_alike(bright, image, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cxr import plots
-from cxr.explain import Explanation
+from cxr.explanation import Explanation
 
 pytest.importorskip("matplotlib")
 
