@@ -210,7 +210,7 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
 
 
 @cli.command(epilog=example("cxrgan train-gan chest_xray --classifier runs/cnn/model.safetensors"))
-@training_options(out="runs/gan", batch=32, images=400_000)
+@training_options(out="runs/gan", batch=16, images=400_000)
 @click.option(
     "--classifier", required=True, metavar="CNN", help="A model file, or FILE.py:FUNCTION."
 )

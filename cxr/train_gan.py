@@ -37,7 +37,7 @@ class Config:
     negative: str | None = None
     patient_pattern: str | None = None
     start: str | None = None  # a model whose weights are the first
-    batch: int = 32
+    batch: int = 16
     images: int = 400_000  # that training sees
     tick: int = 8_192  # images between reports and saved states
     rate: float = 2e-3
@@ -62,7 +62,9 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     device = find_device(config.device)
     world = World(device)
     if config.batch % (16 * world.size):
-        raise UsageError(f"--batch {config.batch}: a multiple of 16 for each process is needed")
+        raise UsageError(
+            f"--batch {config.batch}: {world.size} process(es) take a multiple of {16 * world.size}"
+        )
     model = load_classifier(config.classifier, PRESETS[config.preset].size, device)
     data = open_data(config, model)
     if "mean_image" not in model.buffers:  # a user's own classifier comes without

@@ -107,6 +107,7 @@ class Arm:
             str(data),
             str(cnn),
             self.plan.preset,
+            batch=32,
             images=self.plan.gan,
             seed=self.seed,
             device=self.device,
