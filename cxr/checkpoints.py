@@ -155,21 +155,24 @@ def outgrows(config, smaller) -> bool:
 def grow(network: nn.Module, smaller: nn.Module) -> None:
     """Give a network the weights of one for smaller images, counted from 4 x 4; see `outgrows`.
 
-    The new stages stay as they are, except that a generator's draw nothing at first: it begins with
-    the smaller one's image, enlarged (progressive growing, Karras et al. 2018, section 2, without
-    the fading in). An encoder's new layers begin with the `w1` of the last.
+    The new stages and a discriminator's first convolution stay as they are, except that a
+    generator's stages draw nothing at first: it begins with the smaller one's image, enlarged
+    (progressive growing, Karras et al. 2018, section 2, without the fading in). An encoder's new
+    layers begin with the `w1` of the last.
     """
     config, old = network.config, smaller.config
     shift = (len(config.channels) - len(old.channels)) * getattr(config, "blocks", 1)
-    own = network.state_dict()
+    weights = network.state_dict()
     for key, value in smaller.state_dict().items():
+        if key.startswith("stem") and shift:  # a discriminator's, as wide as its first stage
+            continue
         if not key.startswith("trunk.0."):  # of blocks counted from the image
             key = re.sub(r"^(trunk|blocks)\.(\d+)", lambda m: f"{m[1]}.{int(m[2]) + shift}", key)
         if key.startswith("structure.") and isinstance(config, EncoderConfig):
             last = value[-config.w :]
             value = torch.cat([value, *[last] * (config.layers - old.layers)])
-        if own[key].shape == value.shape:  # not so for a discriminator's first convolution
-            own[key].copy_(value)
+        weights[key] = value
+    network.load_state_dict(weights)
     if isinstance(network, Generator):
         for layer in network.layers[len(smaller.layers) :]:
             if layer.image_weight is not None:

@@ -315,20 +315,18 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        """With `n = (x - mean) * rstd`, `dx = rstd (w dy - E[w dy] - n E[w dy n])`, means over a
-        group; all of it from two sums over each channel, and as `a x + b dy + c`."""
+        """With `n = (x - mean) * rstd` and means E over a group, `dx = rstd (w dy - E[w dy] -
+        n E[w dy n])`: `a x + b dy + c`, all from the sums of `dy` and `dy n` over each channel."""
         x, weight, mean, rstd = ctx.saved_tensors
-        (c, *size), groups = x.shape[1:], mean.shape[1]
-        mean, rstd = (
-            t.to(weight).repeat_interleave(c // groups, 1) for t in (mean, rstd)
-        )  # [N, C]
+        groups, each = mean.shape[1], x.shape[1] // mean.shape[1]  # channels in a group
+        mean, rstd = (t.to(weight).repeat_interleave(each, 1) for t in (mean, rstd))  # [N, C]
         sums = dy.sum((2, 3), dtype=weight.dtype)
         products = ((dy * x).sum((2, 3), dtype=weight.dtype) - mean * sums) * rstd
         shift, scale = (
-            (weight * t).unflatten(1, (groups, -1)).mean(2).repeat_interleave(c // groups, 1)
-            / math.prod(size)
+            (weight * t / x[0, 0].numel()).unflatten(1, (groups, each)).mean(2)
             for t in (sums, products)
         )
+        shift, scale = (t.repeat_interleave(each, 1) for t in (shift, scale))
         a, b, c = -rstd * rstd * scale, rstd * weight, rstd * (mean * rstd * scale - shift)
         a, b, c = (t.to(x.dtype)[:, :, None, None] for t in (a, b, c))
         return torch.addcmul(c, x, a).addcmul_(dy, b), products.sum(0), sums.sum(0), None, None

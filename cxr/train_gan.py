@@ -62,9 +62,7 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     device = find_device(config.device)
     world = World(device)
     if config.batch % (16 * world.size):
-        raise UsageError(
-            f"--batch {config.batch}: {world.size} process(es) take a multiple of {16 * world.size}"
-        )
+        raise UsageError(f"--batch {config.batch}: a multiple of {16 * world.size} is needed here")
     model = load_classifier(config.classifier, PRESETS[config.preset].size, device)
     data = open_data(config, model)
     if "mean_image" not in model.buffers:  # a user's own classifier comes without

@@ -107,7 +107,7 @@ class Arm:
             str(data),
             str(cnn),
             self.plan.preset,
-            batch=32,
+            batch=32,  # what the phantoms' figures were made with
             images=self.plan.gan,
             seed=self.seed,
             device=self.device,
