@@ -58,7 +58,7 @@ def explain(
     doses = torch.linspace(0, 1, frames, device=x.device)
     with torch.no_grad():
         original = model.classifier(x).item()
-        copies = model.generator(codes.w1, codes.z2, codes.noises(restarts)).clamp(-1, 1)
+        copies = codes.draw(model.generator, codes.z2).clamp(-1, 1)
 
     along = partial(codes.along, model.generator)
     directions = codes.u[:1]

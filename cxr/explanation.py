@@ -55,7 +55,8 @@ class Explanation:
         write_text(folder / "response.csv", "\n".join(lines) + "\n")
         write_text(folder / "explanation.json", json.dumps(self.numbers, indent=1) + "\n")
         noise = {f"noise.{i}": eps for i, eps in enumerate(self.codes.noise)}
-        tensors = {"w1": self.codes.w1, "z2": self.codes.z2, "directions": self.directions, **noise}
+        tensors = {"w1": self.codes.w1, "z2": self.codes.z2, "detail": self.codes.detail}
+        tensors |= {"directions": self.directions, **noise}
         tensors |= {"image": self.image, "reconstructions": self.copies, "frames": self.frames}
         tensors |= {"overlaid": self.overlaid, "mask": self.overlay.mask}
         tensors |= {"doses": self.doses, "logits": self.logits}
@@ -178,7 +179,7 @@ def _restarts(found: Explanation, model: Model) -> dict:
     their paths make, over their mean size, None for one alone."""
     codes, copies = found.codes, found.copies
     z2 = codes.z2 if found.sick else codes.u
-    ends = [model.generator(codes.w1, z, codes.noises(len(z))).clamp(-1, 1) for z in (z2, 0 * z2)]
+    ends = [codes.draw(model.generator, z).clamp(-1, 1) for z in (z2, 0 * z2)]
     maps = ends[0] - ends[1]
     spread = maps.std(0, correction=0).mean() / maps.abs().mean().clamp_min(1e-6)
     return {
@@ -193,8 +194,7 @@ def _directions(found: Explanation, model: Model) -> list[dict]:
     """What each disease direction does to a healthy image at full dose; the first is shown."""
     u, codes = found.directions, found.codes
     z2 = torch.cat([torch.zeros_like(u[:1]), u])
-    x = model.generator(codes.w1[:1].expand(len(z2), -1, -1), z2, codes.noises(len(z2)))
-    x = x.clamp(-1, 1)
+    x = codes.best.draw(model.generator, z2).clamp(-1, 1)
     probabilities = model.classifier(x[1:]).sigmoid().tolist()
     return [
         {"probability": p, "accepted": p > 0.5, "l1": _l1(full - x[0])}

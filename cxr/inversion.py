@@ -1,4 +1,4 @@
-"""Find an image's codes: `w1` and `z2`, and which way its path goes."""
+"""Find an image's codes: `w1`, its detail and `z2`, and which way its path goes."""
 
 from dataclasses import dataclass
 
@@ -22,27 +22,40 @@ class Codes:
     w1: Tensor  # [K, layers, w]
     z2: Tensor  # [K, z2]
     way: Tensor  # [K, z2], of any length: where the path goes; `z2` itself for a diseased image
+    detail: Tensor  # [K, C, R / 4, R / 4], of the structure: what no `w1` draws
     noise: list[Tensor]  # [1, 1, H, W] for each layer
 
-    def noises(self, n: int) -> list[Tensor]:
-        return [eps.expand(n, -1, -1, -1) for eps in self.noise]
+    @property
+    def best(self) -> "Codes":
+        """The best restart alone."""
+        return self.ranked(slice(1))
+
+    def ranked(self, order: Tensor | slice) -> "Codes":
+        """The restarts in this order."""
+        kept = (t[order] for t in (self.w1, self.z2, self.way, self.detail))
+        return Codes(*kept, self.noise)
 
     @property
     def u(self) -> Tensor:
         """The ways as unit vectors [K, z2]."""
         return F.normalize(self.way)
 
+    def draw(self, generator: nn.Module, z2: Tensor) -> Tensor:
+        """The restarts' lungs with the diseases `z2` [m K, z2], restart after restart, m times:
+        images [m K, 1, R, R], not clipped."""
+        m, noise = len(z2) // len(self.w1), [eps.expand(len(z2), -1, -1, -1) for eps in self.noise]
+        return generator(self.w1.repeat(m, 1, 1), z2, noise, self.detail.repeat(m, 1, 1, 1))
+
     def along(self, generator: nn.Module, doses: Tensor) -> Tensor:
         """The best restart's path: images [N, 1, R, R] in [-1, 1] at doses [N]."""
-        w1 = self.w1[:1].expand(len(doses), -1, -1)
-        z2 = doses[:, None] * self.u[:1]
-        return generator(w1, z2, self.noises(len(doses))).clamp(-1, 1)
+        return self.best.draw(generator, doses[:, None] * self.u[:1]).clamp(-1, 1)
 
 
 @torch.enable_grad()
 def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Codes:
     """Find the codes of an image [1, 1, R, R]: the encoder, then `refine` steps of gradient
-    descent from several beginnings, the encoder's own among them.
+    descent from several beginnings, the encoder's own among them. What no `w1` draws, the descent
+    puts into a detail of the structure, which all doses share.
 
     Many codes draw the image nearly alike; of these, the descent seeks those whose path has the
     classifier answer as its doses name, asking at one dose in each step. A diseased image's path
@@ -59,17 +72,18 @@ def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Co
     aside[0], turn[0] = 0, 0
     start = w1 + aside * w1.std()
     z2 = within(z2 + turn * (z2.norm() + 0.1))
-    codes = Codes(start.clone(), z2, z2, noise)
-    free = [codes.w1, codes.z2]
+    codes = Codes(start.clone(), z2, z2, model.generator.detail(restarts), noise)
+    free = [codes.w1, codes.z2, codes.detail]
     if logit <= 0:
         codes.way = nearest_disease(codes, model, seed).repeat(restarts, 1)
         free.append(codes.way)
     for latent in free:
         latent.requires_grad_()
     target = logit.clamp(*model.info["logits"])
-    optimiser = torch.optim.Adam([{"params": free[:1]}, {"params": free[1:], "lr": RATE / 3}], RATE)
+    optimiser = torch.optim.Adam([{"params": free[:1]}, {"params": free[1:]}])
     for step in range(refine):
-        optimiser.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - step / refine))
+        for group, rate in zip(optimiser.param_groups, (RATE, RATE / 3)):
+            group["lr"] = rate * min(1.0, 2 * (1 - step / refine))
         loss = inversion_loss(x, target, codes, start, model, DOSES[step % len(DOSES)])
         optimiser.zero_grad()
         loss.sum().backward(inputs=free)
@@ -78,8 +92,7 @@ def invert(x: Tensor, model: Model, restarts: int, refine: int, seed: int) -> Co
             z2.copy_(within(z2))
     with torch.no_grad():
         loss = sum(inversion_loss(x, target, codes, start, model, dose) for dose in DOSES)
-        order = loss.argsort()
-        return Codes(codes.w1[order], codes.z2[order], codes.way[order], noise)
+        return codes.ranked(loss.argsort())
 
 
 def within(z2: Tensor) -> Tensor:
@@ -91,10 +104,10 @@ def inversion_loss(
     x: Tensor, target: Tensor, codes: Codes, start: Tensor, model: Model, dose: float
 ) -> Tensor:
     """What each restart still lacks [K]: the image; the classifier's response to it; its response
-    along the path at this dose, at 0 a healthy one, so that `w1` hides no disease; a path that
-    changes little; nearness to where `w1` began."""
-    k, w1 = len(codes.w1), codes.w1.repeat(2, 1, 1)
-    both = model.generator(w1, torch.cat([codes.z2, codes.u * dose]), codes.noises(2 * k))
+    along the path at this dose, at 0 a healthy one, so that no structure hides disease; a path that
+    changes little; nearness to where `w1` began, and little detail."""
+    k = len(codes.w1)
+    both = codes.draw(model.generator, torch.cat([codes.z2, codes.u * dose]))
     named = model.logit(torch.full_like(target, dose)).expand(k)
     response, path = F.smooth_l1_loss(
         model.classifier(both), torch.cat([target.expand(k), named]), reduction="none"
@@ -102,7 +115,8 @@ def inversion_loss(
     image = torch.stack([image_loss(copy[None], x) for copy in both[:k]])
     change = (both[k:] - both[:k]).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
-    return 4 * image + 0.3 * response + 0.1 * path + change + 0.1 * away
+    detail = codes.detail.square().mean((1, 2, 3))
+    return 4 * image + 0.3 * response + 0.1 * path + change + 0.1 * away + detail
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:
@@ -117,7 +131,7 @@ def nearest_disease(codes: Codes, model: Model, seed: int, dose: float = 0.7) ->
     best for the least change."""
     u = torch.cat([codes.u[:1], sampled_directions(codes, seed)])
     ends = torch.cat([torch.zeros_like(u[:1]), u * dose])
-    x = model.generator(codes.w1[:1].expand(len(ends), -1, -1), ends, codes.noises(len(ends)))
+    x = codes.best.draw(model.generator, ends)
     named = model.logit(torch.tensor(dose, device=u.device)).expand(len(u))
     response = F.smooth_l1_loss(model.classifier(x[1:]), named, reduction="none")
     return u[(response + 10 * (x[1:] - x[:1]).abs().mean((1, 2, 3))).argmin()][None]

@@ -134,13 +134,14 @@ class Judge:
 
     @torch.no_grad()
     def swap(self, found: list[Explanation]) -> list[float]:
-        """Each image's `w1` with the next one's `z2`: 1 if the CNN then calls it as it calls the
+        """Each image's lungs with the next one's `z2`: 1 if the CNN then calls it as it calls the
         next one's reconstruction, 0 if as its own; NaN where it calls both alike."""
         w1 = torch.cat([e.codes.w1[:1] for e in found])
         z2 = torch.cat([e.codes.z2[:1] for e in found])
-        noise = found[0].codes.noises(len(found))
+        detail = torch.cat([e.codes.detail[:1] for e in found])
+        noise = [eps.expand(len(found), -1, -1, -1) for eps in found[0].codes.noise]
         own, mixed = (
-            self.model.classifier(self.model.generator(w1, z, noise).clamp(-1, 1)) > 0
+            self.model.classifier(self.model.generator(w1, z, noise, detail).clamp(-1, 1)) > 0
             for z in (z2, z2.roll(-1, 0))
         )
         donor = own.roll(-1)

@@ -217,14 +217,27 @@ class Generator(nn.Module):
             sizes.append(size)
         return [torch.randn(n, 1, s, s, generator=rng).to(self.const.device) for s in sizes]
 
-    def forward(self, w1: Tensor, z2: Tensor, noise: list[Tensor]) -> Tensor:
-        """Images [N, 1, R, R], not clipped, from `w1` [N, w], or [N, layers, w] for one each."""
+    def detail(self, n: int) -> Tensor:
+        """A zero detail [n, C, R / 4, R / 4]."""
+        size = 2 ** (len(self.config.channels) - 1)
+        return torch.zeros(n, self.config.channels[-3], size, size, device=self.const.device)
+
+    def forward(
+        self, w1: Tensor, z2: Tensor, noise: list[Tensor], detail: Tensor | None = None
+    ) -> Tensor:
+        """Images [N, 1, R, R], not clipped, from `w1` [N, w], or [N, layers, w] for one each.
+
+        `detail` is added to the features from which the last two blocks draw: what an inversion
+        found in an image and no `w1` holds (the space F/W+ of Kang, Kim & Cho 2021, BDInvert).
+        """
         w1 = w1.unbind(1) if w1.ndim == 3 else [w1] * len(self.layers)
         w2 = self.M2(z2)
         styles = [layer.style(w, w2) for layer, w in zip(self.layers, w1)] + [None]
         x = (self.const * styles[0][:, :, None, None]).to(memory_format=torch.channels_last)
         image = None
         for i, layer in enumerate(self.layers):
+            if detail is not None and i == len(self.layers) - 2 * self.config.convs:
+                x = x + detail
             x, grey = layer(x, styles[i], styles[i + 1], noise[i], w1[i], w2)
             if grey is not None:
                 image = grey if image is None else ops.fir(image, up=2) + grey  # [N, 1, H, W]

@@ -331,7 +331,7 @@ class Disease(torch.nn.Module):
 
     const = torch.zeros(1)
 
-    def forward(self, w1, z2, noise):
+    def forward(self, w1, z2, noise, detail=None):
         return z2.mean(1).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
 
 

@@ -68,9 +68,11 @@ def test_frames_are_reproduced_from_the_saved_codes(bright, image, tmp_path):
     t = load_file(tmp_path / "latents.safetensors")
     noise = [t[f"noise.{i}"] for i in range(len(e.codes.noise))]
     for dose, frame in zip(t["doses"], t["frames"], strict=True):
-        again = bright.generator(t["w1"][:1], t["directions"][:1] * dose, noise).clamp(-1, 1)
+        again = bright.generator(
+            t["w1"][:1], t["directions"][:1] * dose, noise, t["detail"][:1]
+        ).clamp(-1, 1)
         torch.testing.assert_close(again[0], frame, atol=1e-5, rtol=0)
-    copy = bright.generator(t["w1"][:1], t["z2"][:1], noise).clamp(-1, 1)
+    copy = bright.generator(t["w1"][:1], t["z2"][:1], noise, t["detail"][:1]).clamp(-1, 1)
     torch.testing.assert_close(copy, t["reconstructions"][:1], atol=1e-5, rtol=0)
 
 
