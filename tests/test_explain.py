@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -121,6 +122,14 @@ def test_refinement_brings_the_reconstruction_nearer(bright, image):
         return inversion.image_loss(e.copies[:1], e.image).item()
 
     assert loss(after) < 0.9 * loss(before)
+
+
+def test_refinement_finds_a_detail_that_brings_the_reconstruction_nearer(bright, image):
+    e = explain.explain(image, bright, **{**QUICK, "refine": 40})
+    plain = dataclasses.replace(e.codes, detail=torch.zeros_like(e.codes.detail))
+    without = plain.best.draw(bright.generator, e.codes.z2[:1]).clamp(-1, 1)
+    near, far = (inversion.image_loss(copy, e.image).item() for copy in (e.copies[:1], without))
+    assert near < 0.98 * far
 
 
 def test_refinement_brings_the_path_to_the_logits_that_its_doses_name(bright, image):
