@@ -1,5 +1,6 @@
 """Find an image's codes: `w1`, its detail and `z2`, and which way its path goes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,12 @@ class Codes:
     way: Tensor  # [K, z2], of any length: where the path goes; `z2` itself for a diseased image
     detail: Tensor  # [K, C, R / 4, R / 4], of the structure: what no `w1` draws
     noise: list[Tensor]  # [1, 1, H, W] for each layer
+
+    @classmethod
+    def together(cls, several: Sequence["Codes"]) -> "Codes":
+        """Several images' codes as one, under the noise of the first."""
+        kinds = zip(*((c.w1, c.z2, c.way, c.detail) for c in several))
+        return cls(*map(torch.cat, kinds), several[0].noise)
 
     @property
     def best(self) -> "Codes":

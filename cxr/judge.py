@@ -13,6 +13,7 @@ from cxr.checkpoints import Model
 from cxr.datasets import Dataset
 from cxr.explain import explain
 from cxr.explanation import CHANGED, Explanation
+from cxr.inversion import Codes
 from cxr.train_cnn import to_tensor
 
 REJECTED = 0.1  # a reconstruction's gap in probability above which it does not stand for the image
@@ -136,13 +137,10 @@ class Judge:
     def swap(self, found: list[Explanation]) -> list[float]:
         """Each image's lungs with the next one's `z2`: 1 if the CNN then calls it as it calls the
         next one's reconstruction, 0 if as its own; NaN where it calls both alike."""
-        w1 = torch.cat([e.codes.w1[:1] for e in found])
-        z2 = torch.cat([e.codes.z2[:1] for e in found])
-        detail = torch.cat([e.codes.detail[:1] for e in found])
-        noise = [eps.expand(len(found), -1, -1, -1) for eps in found[0].codes.noise]
+        lungs = Codes.together([e.codes.best for e in found])
         own, mixed = (
-            self.model.classifier(self.model.generator(w1, z, noise, detail).clamp(-1, 1)) > 0
-            for z in (z2, z2.roll(-1, 0))
+            self.model.classifier(lungs.draw(self.model.generator, z).clamp(-1, 1)) > 0
+            for z in (lungs.z2, lungs.z2.roll(-1, 0))
         )
         donor = own.roll(-1)
         return torch.where(own == donor, torch.nan, (mixed == donor).float()).tolist()
