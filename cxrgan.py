@@ -264,7 +264,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
     from cxr import images as pictures
 
     loaded = explainer.load_explainer(model, classifier, device)
-    paths, status = gather(images or [explainer.sample_image()])
+    paths, status = gather(images or [explainer.sample_image(model)])
     done = []
     with console.progress("explain", len(paths), quiet=len(paths) < 2) as bar:
         for path, name in zip(paths, pictures.names_apart(paths)):
@@ -333,11 +333,11 @@ def evaluate(data, model, phantoms, size, images, split, out, as_json, **options
     if phantoms == bool(data) or phantoms == bool(model):
         raise UsageError("evaluate takes either DATA and --model, or --phantoms and neither")
     if phantoms:
-        refuse_given(
-            "--phantoms", "classifier", "split", "masks", "lungs", "oracle", "limit", "refine"
-        )
+        refuse_given("--phantoms", *("classifier", "split", "masks", "lungs", "oracle", "limit"))
+        refuse_given("--phantoms", "refine", "negative", "patient_pattern")
         evaluate_phantoms(size, images, options["seed"], options["device"], out, as_json)
         return
+    refuse_given("DATA", "size", "images")
     numbers = evaluation.evaluate(model, data, split, out, **options)
     for line in numbers["about"]["notes"]:
         console.warn(line)
@@ -353,7 +353,7 @@ def refuse_given(flag: str, *names: str) -> None:
     context = click.get_current_context()
     for name in names:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"{flag} takes no --{name}")
+            raise UsageError(f"{flag} takes no --{name.replace('_', '-')}")
 
 
 def evaluate_phantoms(

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cxr import CxrError, __version__, build, console, explain, train_gan
+from cxr import CxrError, UsageError, __version__, build, console, explain, train_gan
 from cxr.bench_kernels import kernels
 from cxr.checkpoints import Model
 from cxr.datasets import Dataset
+from cxr.files import write_text
 from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
 from cxr.training import World, find_device
 
@@ -49,6 +50,8 @@ def bench(
     rounds : of training steps and of explanations; by default 20 on a GPU, 5 elsewhere
     backend : of `torch.compile`
     """
+    if batch % 16 and what in ("step", "all"):
+        raise UsageError(f"--batch {batch}: the training step needs a multiple of 16")
     on = find_device(device)
     gpu = on.type == "cuda"
     presets = presets or (("cxr64", "cxr128", "cxr256") if gpu else ("cxr64", "cxr128"))
@@ -73,9 +76,7 @@ def write(found: dict, path: str | Path) -> None:
     """Keep what `bench` found."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def _about(device: torch.device) -> dict:

@@ -7,10 +7,8 @@ A model file holds `classifier.*` and, after `train-gan`, `encoder.*`, `generato
 import dataclasses
 import importlib.util
 import json
-import os
 import re
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cxr import CxrError, UsageError
+from cxr.files import replacing
 from cxr.networks import (
     Classifier,
     ClassifierConfig,
@@ -130,6 +129,8 @@ def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
     """Give the networks the weights that a model file holds under their names; those it lacks
     stay as they are, those of fewer pixels grow. Raises CxrError if one has another config."""
     model = load_model(path)
+    if not networks.keys() & model.networks.keys():
+        raise CxrError(f"--start {path}: it holds no {', '.join(networks)}; give another model")
     for name, network in networks.items():
         if name not in model.networks:
             continue
@@ -191,7 +192,7 @@ def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") ->
         model.networks = {"classifier": model.classifier}
         return model
     if not Path(file).is_file():
-        raise UsageError(f"--classifier {spec}: there is no file {file}")
+        raise UsageError(f"{spec}: there is no file {file}")
     module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("own", file))
     sys.modules["own"] = module  # dataclasses look their module up
     sys.path.insert(0, str(Path(file).resolve().parent))  # its neighbours
@@ -203,12 +204,13 @@ def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") ->
         shape = tuple(logit.shape)
     except Exception as error:  # whatever the user's code raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CxrError(f"--classifier {spec} failed: {reason}") from error
+        raise CxrError(f"{spec} failed: {reason}") from error
     if shape != (2,):
-        raise CxrError(f"--classifier {spec} returns {list(shape)} for 2 images, not a logit [2]")
+        raise CxrError(f"{spec} returns {list(shape)} for 2 images, not a logit [2]")
     if not logit.requires_grad:
-        raise CxrError(f"--classifier {spec}: its logit has no gradient; take no_grad() out")
-    info = {"provenance": {"classifier": spec}, "metrics": {}, "thresholds": {}}
+        raise CxrError(f"{spec}: its logit has no gradient; take no_grad() out")
+    provenance = {"classifier": f"{Path(file).name}:{function}"}
+    info = {"provenance": provenance, "metrics": {}, "thresholds": {}}
     return Model({"classifier": network}, info, path=Path(spec))
 
 
@@ -235,17 +237,12 @@ def find_model(name: str | Path) -> Path:
 
 def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     """Write a safetensors file whole or not at all; `metadata` is any JSON-able dictionary."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     try:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(tensors, temporary, {"cxrgan": json.dumps(metadata)})
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"cxrgan": json.dumps(metadata)})
+    except safetensors.SafetensorError as error:  # a full disk
+        raise CxrError(f"{path}: cannot be written: {error}") from None
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict]:

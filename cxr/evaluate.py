@@ -3,9 +3,9 @@
 The figures of single images are in `judge`, the definitions in `scores` and `measures`.
 """
 
+import contextlib
 import json
 import math
-import platform
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import UsageError, __version__, console, measures, plots, scores, tables
+from cxr import UsageError, console, measures, plots, scores, tables
 from cxr.checkpoints import Model, load_classifier, load_model
 from cxr.datasets import Dataset, open_dataset
 from cxr.explain import with_classifier
-from cxr.explanation import Explanation, write_text
+from cxr.explanation import Explanation, versions
+from cxr.files import write_text
 from cxr.judge import GROUP, Figures, Judge, mask_files
 from cxr.monitor import draw_codes, walk
 from cxr.train_cnn import classifier_metrics, predict, to_tensor
@@ -81,6 +82,7 @@ def evaluate(
     loaded = load_model(model, device)
     if classifier:
         loaded = with_classifier(loaded, classifier)
+        same_patients("--classifier", loaded.info.get("foreign_fold"), loaded)
     _ = loaded.classifier  # says itself what to do where it is missing
     dataset = _open(loaded, data, negative, patient_pattern)
     other = load_oracle(oracle, loaded, dataset, device) if oracle else None
@@ -93,7 +95,7 @@ def evaluate(
     about |= {"oracle": oracle, "feature_space": None, "seeds": {"evaluation": seed}}
     responses, kept = np.empty((0, 0)), {}
     if EXPLAINER <= loaded.networks.keys():
-        if hasattr(other, "features"):
+        if pools(other, dataset, device):
             numbers["generator"] = realism(loaded, other, dataset, split, seed)
             about["feature_space"] = f"pooled features of {oracle}"
         judge = Judge(loaded, dataset, other, *places, refine, seed)
@@ -136,6 +138,16 @@ def _open(model: Model, data: str | Path, negative: str | None, pattern: str | N
     return dataset
 
 
+def same_patients(option: str, fold: int | None, model: Model) -> None:
+    """UsageError if a CNN of another fold was trained on the model's test patients."""
+    own = model.info.get("fold", 0)
+    if fold not in (None, own):
+        raise UsageError(
+            f"{option} was tested on fold {fold}, the model on {own}: it has seen the model's test "
+            f"patients; train one with --fold {own}"
+        )
+
+
 def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) -> nn.Module:
     """The independent classifier; UsageError if it cannot judge this model."""
     size, classes = model.info["size"], model.info["classes"]
@@ -150,6 +162,7 @@ def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) ->
             f"--oracle tells {' from '.join(other.info['classes'])}, the model "
             f"{' from '.join(classes)}: train one on the same data"
         )
+    same_patients("--oracle", other.info.get("fold"), model)
     with torch.no_grad():
         x = to_tensor(data.images[:8], device)
         if torch.allclose(other.classifier(x), model.classifier(x)):
@@ -268,6 +281,15 @@ def random_lungs(model: Model, seed: int, oracle: nn.Module | None = None) -> di
 
 
 @torch.no_grad()
+def pools(oracle: nn.Module | None, data: Dataset, device: torch.device) -> bool:
+    """Whether it has a method `features` from images [N, 1, R, R] to features [N, C]."""
+    x = to_tensor(data.images[:2], device)
+    with contextlib.suppress(Exception):  # whatever a user's network has under that name
+        return oracle.features(x).ndim == 2
+    return False
+
+
+@torch.no_grad()
 def realism(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: int) -> dict:
     """KID and FID of random lungs from a split's images, and of its images from each other, by the
     oracle's pooled features. There are as many fakes as reals, 20,000 at most, with the doses of
@@ -280,10 +302,10 @@ def realism(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: in
         reals.append(oracle.features(x).float())
         lungs = _lungs(model, model.dose(model.classifier(x)) * diseased, seed + number)
         fakes.append(oracle.features(lungs).float())
-    kinds = torch.cat(fakes), torch.cat(reals)
-    patients = np.array([data.patients[row] for row in rows])
-    kid, kid_real, _ = scores.against_reals(scores.kid, *kinds, patients, seed)
-    fid, fid_real, ratio = scores.against_reals(scores.fid, *kinds, patients, seed)
+    patients = [data.patients[row] for row in rows]
+    of = torch.cat(fakes), torch.cat(reals), patients, data.labels[rows], seed
+    kid, kid_real, _ = scores.against_reals(scores.kid, *of)
+    fid, fid_real, ratio = scores.against_reals(scores.fid, *of)
     return {"kid": kid, "kid_real": kid_real, "fid": fid, "fid_real": fid_real, "fid_ratio": ratio}
 
 
@@ -304,7 +326,7 @@ def _gaps(numbers: dict, model: Model, oracle: nn.Module | None) -> list[str]:
         (
             oracle is not None and "generator" not in numbers,
             "generator",
-            "the oracle has no method `features`",
+            "the oracle has no method `features` to [N, C]",
         ),
         (
             "outside_lung" not in numbers["counterfactual"],
@@ -385,12 +407,7 @@ def _about(model: Model, data: Dataset, split: str) -> dict:
         "images": [int(np.sum(data.labels[rows] == label)) for label in (0, 1)],
         "patients": len({data.patients[row] for row in rows}),
         "notes": [SEEN[split]] if own and split in SEEN else [],
-        "versions": {
-            "cxrgan": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 

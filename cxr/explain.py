@@ -98,7 +98,7 @@ def with_classifier(model: Model, spec: str) -> Model:
     """The model with the classifier of `spec`, as `load_classifier` takes it, in its own's place.
 
     A model does not keep a CNN of the user's that it was trained with: given to such a model, it
-    is its own. Raises CxrError for one of another size.
+    is its own. Raises CxrError for one of another size or other classes.
     """
     size = model.info["size"]
     other = load_classifier(spec, size, model.generator.const.device)
@@ -107,10 +107,17 @@ def with_classifier(model: Model, spec: str) -> Model:
             f"--classifier sees {other.info['size']} pixels, the model {size}: "
             "train one at the model's size"
         )
+    classes = model.info["classes"]
+    if other.info.get("classes", classes) != classes:
+        raise CxrError(
+            f"--classifier tells {' from '.join(other.info['classes'])}, the model "
+            f"{' from '.join(classes)}: take one that was trained on the same classes"
+        )
     networks = model.networks | {"classifier": other.classifier}
     if "classifier" not in model.networks:
         return Model(networks, model.info, model.buffers, model.path)
-    foreign = Model(networks, model.info | {"foreign": spec}, model.buffers, model.path)
+    about = {"foreign": spec, "foreign_fold": other.info.get("fold")}
+    foreign = Model(networks, model.info | about, model.buffers, model.path)
     rescale(foreign)
     return foreign
 
@@ -134,9 +141,10 @@ def default_model() -> str:
     return "pneumonia" if "pneumonia" in names else names[0]
 
 
-def sample_image() -> Path:
-    """A synthetic X-ray that ships, drawn from the default model's generator."""
-    found = sorted((weights_folder() / "samples").glob(f"{default_model()}*.png"))
+def sample_image(model: str | None = None) -> Path:
+    """A synthetic X-ray that ships, drawn from a shipped model's generator, else the default's."""
+    name = model if model in shipped() else default_model()
+    found = sorted((weights_folder() / "samples").glob(f"{name}*.png"))
     if not found:
         raise CxrError("no sample ships with this copy: give an image")
     return found[0]
@@ -173,9 +181,7 @@ def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], floa
     with torch.no_grad():
         first, last = overlay.along(torch.tensor([0.0, span], device=x.device))
     baseline = model.buffers.get("mean_image", x.mean().expand_as(x))
-    ig, _ = attribution.integrated_gradients(
-        model.classifier, x, baseline, tolerance=0.05, max_steps=128
-    )
+    ig, _ = attribution.integrated_gradients(model.classifier, x, baseline)
     maps = {
         "latent_ig": latent,
         "difference": (last - first)[0],

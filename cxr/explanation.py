@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cxr import __version__, attribution, figures, images, measures
 from cxr.checkpoints import Model, save
+from cxr.files import write_text
 from cxr.inversion import Codes
 from cxr.monitor import to_uint8
 from cxr.overlay import Overlay
@@ -131,12 +132,7 @@ def measure(found: Explanation, model: Model) -> dict:
         "restarts": _restarts(found, model),
         "directions": [] if found.sick else _directions(found, model),
         "likeness": None if mean is None else likeness(found.image, mean).item(),
-        "versions": {
-            "cxrgan": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 
@@ -240,7 +236,11 @@ def doubts(numbers: dict, model: Model) -> list[str]:
     return lines
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with images.replacing(path) as temporary:
-        temporary.write_text(text)
+def versions() -> dict[str, str]:
+    """Of what the numbers were made with."""
+    return {
+        "cxrgan": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

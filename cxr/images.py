@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from cxr import CxrError, UsageError
+from cxr.files import replacing
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
@@ -37,18 +38,23 @@ def read(path: str | Path) -> np.ndarray:
     Raises CxrError, one line that begins with the path, for anything else: no such file, a folder,
     an empty, damaged, constant, tiny, huge or multi-frame image, NaN or infinite values.
     """
-    path = Path(path)
+    pixels = _pixels(Path(path))
+    if pixels.min() == pixels.max():
+        raise CxrError(f"{path}: every pixel has the same value; this is no X-ray")
+    return np.float32(pixels) / 255 if pixels.dtype == np.uint8 else _stretch(pixels)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """The pixels [H, W] of a file as they are; raises CxrError."""
     try:
         with warnings.catch_warnings():  # either refused below in our own words, or harmless
             warnings.filterwarnings("ignore", module="PIL|pydicom")
             pixels = _read_dicom(path) if _is_dicom(path) else _read_picture(path)
         if not np.isfinite(pixels).all():
             raise CxrError("contains NaN or infinite values; export it again")
-        if pixels.min() == pixels.max():
-            raise CxrError("every pixel has the same value; this is no X-ray")
     except CxrError as refusal:
         raise CxrError(f"{path}: {refusal}") from None
-    return np.float32(pixels) / 255 if pixels.dtype == np.uint8 else _stretch(pixels)
+    return pixels
 
 
 def square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
@@ -83,6 +89,13 @@ def load(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
     return square(read(path), size, fit)
 
 
+def load_mask(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
+    """A mask, bool [size, size], brought to size as its image is; it may be empty. Raises
+    CxrError."""
+    pixels = _pixels(Path(path)).astype(np.float32)
+    return square(pixels / max(pixels.max(), 1), size, fit) > 127
+
+
 def find_images(path: str | Path) -> list[Path]:
     """The file itself, or every image below a folder (by SUFFIXES), sorted, hidden ones left out.
 
@@ -115,26 +128,6 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
         name = next(name for name in tries if name.casefold() not in names)
         names[name.casefold()] = name
     return list(names.values())
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, moved over it at the end; nothing is left on failure.
-
-    Raises CxrError when the file system refuses.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise CxrError(f"{path}: is no file that could be replaced; choose another name")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CxrError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # gone already, as it should be
-            temporary.unlink()
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:

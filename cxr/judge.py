@@ -227,8 +227,8 @@ class Judge:
         path = files.get(Path(self.data.paths[row]).stem)
         if path is None:
             return None
-        picture = images.load(path, self.model.info["size"], self.model.info["fit"])
-        return picture > picture.max() / 2 if picture.max() else None
+        mask = images.load_mask(path, self.model.info["size"], self.model.info["fit"])
+        return mask if mask.any() else None
 
 
 def path(e: Explanation) -> Figures:
@@ -261,11 +261,18 @@ def class_difference(data: Dataset) -> Tensor | None:
 def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[str, Path]:
     """The masks in a folder by their stems, which are the images'.
 
-    Raises UsageError if none belongs to an image, CxrError if one belongs to two.
+    Raises UsageError if none belongs to an image, CxrError if two masks or two images share a stem.
     """
     if folder is None:
         return {}
-    files = {path.stem: path for path in images.find_images(folder)}
+    files: dict[str, Path] = {}
+    for path in images.find_images(folder):
+        if path.stem in files:
+            raise CxrError(
+                f"{option} {folder}: {files[path.stem]} and {path} are called alike; "
+                "keep one, with all of the mask in it"
+            )
+        files[path.stem] = path
     stems = [Path(name).stem for name in data.paths if Path(name).stem in files]
     if not stems:
         raise UsageError(f"{option} {folder}: no file there is called like an image of {data.name}")

@@ -113,7 +113,8 @@ def bootstrap(
     Patients are drawn with replacement, each with all of its rows. statistic: from the arrays' rows
     to a float; a resample where it is NaN (say, for want of a class) is skipped. groups: the
     patient of each row, [N]; arrays: [N, ...] each. Returns value (of the data themselves), low,
-    high and n, the number of rows; all NaN but n if there is none.
+    high and n, the number of rows; all NaN but n if there is none. Where every resample gives 0 or
+    every one 1, the other end is the exact one of a share of the patients (Clopper & Pearson 1934).
     """
     arrays = [np.asarray(array) for array in arrays]
     _, patient, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
@@ -132,6 +133,9 @@ def bootstrap(
     values = np.array(values)[~np.isnan(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     value = float(statistic(*arrays))
+    if low == high and value in (0, 1):
+        rare = 1 - 0.025 ** (1 / len(counts))
+        low, high = (0.0, rare) if value == 0 else (1 - rare, 1.0)
     return {"value": value, "low": float(low), "high": float(high), "n": len(patient)}
 
 

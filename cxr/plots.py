@@ -10,6 +10,7 @@ import numpy as np
 
 from cxr import console, figures, images, measures
 from cxr.explanation import Explanation
+from cxr.files import replacing
 from cxr.monitor import to_uint8
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def draw(folder: str | Path, numbers: dict, material: Material) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         for name, figure in _figures(numbers, material):
-            with images.replacing(folder / f"{name}.png") as temporary:
+            with replacing(folder / f"{name}.png") as temporary:
                 figure.savefig(temporary, format="png", metadata={"Software": None})
 
 

@@ -9,17 +9,16 @@ CNN again; its explanation is scored against that, not against the disease. The 
 """
 
 import json
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from cxr import UsageError, __version__, controls, measures, readers, scores
+from cxr import UsageError, controls, measures, readers, scores
 from cxr.evaluate import write
-from cxr.explanation import write_text
+from cxr.explanation import versions
+from cxr.files import write_text
 from cxr.trials import Arm, Plan, Row, explained, kept, reliance, relied_on
 
 SHORTCUTS = (1.0, 0.5, 0.9)  # how often the marker agrees with the label
@@ -142,12 +141,3 @@ def claim(out: Path, plan: Plan) -> None:
         raise UsageError(f"{out} holds a protocol begun with other numbers: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
-
-
-def versions() -> dict[str, str]:
-    return {
-        "cxrgan": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

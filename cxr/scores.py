@@ -5,7 +5,7 @@ NaN.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -55,37 +55,58 @@ def against_reals(
     measure: Callable[[Tensor, Tensor], float],
     fakes: Tensor,
     reals: Tensor,
-    patients: np.ndarray,
+    patients: Sequence,
+    labels: np.ndarray,
     seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """A distance of fakes from reals, of reals from other patients' reals at equal n, and the
     ratio of the two.
 
-    The patients are halved at random 100 times: one half is the reference, the other the floor;
-    n is the smaller half's size, 1000 at most. The value is the mean over the halvings, low and
-    high are the 2.5th and 97.5th percentile. No bootstrap: an image drawn twice would pass for a
-    narrower distribution.
+    The patients of each class are halved at random 100 times: one half's images are the reference,
+    the other's the floor, cut to equal n in each class, 1000 at most; the fakes are those with the
+    floor's doses. The values are means over the halvings, the ratio that of the means: the mean of
+    the ratios would be of those halvings whose floor is nearly 0. Low and high are the 2.5th and
+    97.5th percentile, the ratio's over the mean floor. No bootstrap: an image drawn twice would
+    pass for a narrower distribution.
 
-    fakes: [N, C], reals: [N, C] features; patients: [N]. Returns {value, low, high, n} of each.
+    fakes, reals: [N, C] features, row by row of one dose; patients, labels: [N]. Returns {value,
+    low, high, n} of each.
     """
     random = np.random.default_rng(seed)
-    names, group = np.unique(patients, return_inverse=True)
-    found, sizes = [], []
+    found = []
     for _ in range(HALVINGS):
-        first = random.permutation(len(names))[group] < len(names) // 2
-        reference, others = (random.permutation(np.flatnonzero(part)) for part in (first, ~first))
-        n = min(len(reference), len(others), SUBSET)
-        a, b = reals[reference[:n]], reals[others[:n]]
-        c = fakes[random.permutation(len(fakes))[:n]]
-        found.append((measure(c, a), measure(b, a)) if n > 1 else (np.nan, np.nan))
-        sizes.append(n)
-    of_fakes, of_reals = np.array(found).T
+        first, others = halves(np.asarray(patients), labels, random)
+        n = len(first)
+        reference = reals[first]
+        pair = [measure(x[others], reference) if n > 1 else np.nan for x in (fakes, reals)]
+        found.append((*pair, n))
+    of_fakes, of_reals, sizes = np.array(found).T
     figures = []
     with np.errstate(divide="ignore", invalid="ignore"):  # of a floor that is 0
-        for values in (of_fakes, of_reals, of_fakes / of_reals):
+        for values in (of_fakes, of_reals, of_fakes / of_reals.mean()):
             low, high = np.percentile(values, [2.5, 97.5])
             figures.append({"value": float(values.mean()), "low": float(low), "high": float(high)})
     return tuple(figure | {"n": int(np.median(sizes))} for figure in figures)
+
+
+def halves(
+    patients: np.ndarray, labels: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two sets of rows, of different patients, as many of each class in both; of larger ones 1000
+    rows each by chance."""
+    names, place, group = np.unique(patients, return_index=True, return_inverse=True)
+    chosen = np.zeros(len(names), bool)
+    for label in np.unique(labels):  # of each patient's first image
+        of_class = random.permutation(np.flatnonzero(labels[place] == label))
+        chosen[of_class[: len(of_class) // 2]] = True
+    pairs = []
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        inside = chosen[group[rows]]
+        n = min(inside.sum(), (~inside).sum())
+        pairs.append([rows[inside][:n], rows[~inside][:n]])
+    both = np.concatenate(pairs, 1)  # [2, n]
+    return tuple(both[:, random.permutation(both.shape[1])[:SUBSET]])
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cxr import CxrError, UsageError, build, checkpoints, console
+from cxr.files import write_text
 
 
 class World:
@@ -140,9 +141,12 @@ class Run:
             raise UsageError(f"{folder} holds a run: go on with --resume, or choose another --out")
         if world.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_text("config.json", json.dumps(asdict(config), indent=1, default=str))
+            write_text(
+                self.folder / "config.json", json.dumps(asdict(config), indent=1, default=str)
+            )
             if not resume:
-                self._write_text("log.jsonl", "")
+                write_text(self.folder / "log.jsonl", "")
+        world.any(False)  # nobody goes on, and writes a state, before all have looked for one
 
     def _compare(self, now: dict) -> None:
         """A run goes on as it began; only its length may change."""
@@ -174,7 +178,7 @@ class Run:
             raise CxrError(f"{self.state} is another version's or damaged: begin anew") from None
         if self.world.first:
             rows = [row for row in self.rows() if row["images"] <= progress["images"]]
-            self._write_text("log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return progress
 
     def log(self, row: dict) -> None:
@@ -190,11 +194,6 @@ class Run:
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
         return rows
-
-    def _write_text(self, name: str, text: str) -> None:
-        temporary = self.folder / (name + ".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, self.folder / name)
 
 
 def loop(trainer, run: Run, title: str) -> None:

@@ -16,7 +16,8 @@ from cxr import console, measures, phantoms, readers, scores, train_cnn, train_g
 from cxr.checkpoints import Model, load_model
 from cxr.datasets import Dataset, open_dataset
 from cxr.evaluate import tuned_thresholds
-from cxr.explanation import Explanation, write_text
+from cxr.explanation import Explanation
+from cxr.files import write_text
 from cxr.judge import Judge, mask_files, path
 from cxr.networks import PRESETS
 from cxr.phantoms import Sample
@@ -107,7 +108,8 @@ class Arm:
             str(data),
             str(cnn),
             self.plan.preset,
-            batch=32,  # what the phantoms' figures were made with
+            batch=32,  # what the phantoms' figures were made with, as is the next
+            proximity=1.0,
             images=self.plan.gan,
             seed=self.seed,
             device=self.device,
@@ -185,7 +187,7 @@ def explained(arm: Arm, model: Model, sign: str, real: Model | None = None) -> l
             e = judge.explain(row)
             own = of_judge(judge, e, row, markers)
             own |= dose_figures(e, (real or model).classifier, burden, bool(sample.lesions))
-            found.append(own | (twin_figures(e, sample) if sample.lesions else {}))
+            found.append(own | (twin_figures(e, sample) if sample.lesions and e.sick else {}))
             explanations.append(e)
             bar.advance()
     reader = Reader.fit(data, samples)
@@ -217,8 +219,7 @@ def swapped(
         explanations, explanations[1:] + explanations[:1], known, known[1:] + known[:1]
     ):
         with torch.no_grad():
-            z2 = other.codes.z2[:1]
-            mixed = model.generator(own.codes.w1[:1], z2, own.codes.noise).clamp(-1, 1)
+            mixed = own.codes.best.draw(model.generator, other.codes.z2[:1]).clamp(-1, 1)
         row = reader.columns("real", own.image) | reader.columns("mixed", mixed)
         yield row | readers.truth("true", *mine) | readers.truth("other", *theirs)
 

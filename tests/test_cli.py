@@ -401,6 +401,17 @@ MALFORMED = {
     "unknown split": (2, "'half' is not one of", "evaluate {xrays} --model {model} --split half"),
     "phantoms and data": (2, "or --phantoms and neither", "evaluate {xrays} --phantoms"),
     "phantoms and split": (2, "--phantoms takes no --split", "evaluate --phantoms --split val"),
+    "phantoms and a pattern": (
+        2,
+        "--phantoms takes no --patient-pattern",
+        "evaluate --phantoms --patient-pattern x",
+    ),
+    "data and images": (
+        2,
+        "DATA takes no --images",
+        "evaluate {xrays} --model {model} --images 100",
+    ),
+    "a batch no step can take": (2, "needs a multiple of 16", "bench step --batch 20"),
     "no --model": (2, "takes either DATA and --model, or --phantoms", "evaluate {xrays}"),
     "phantoms over a thesis": (2, "is not empty", "phantoms {dir}"),
     "phantoms into a file": (2, "is a file", "phantoms {dir}/thesis.txt"),

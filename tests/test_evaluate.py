@@ -224,7 +224,7 @@ def test_an_oracle_without_features_judges_all_but_the_generators_distances(
     assert found["counterfactual"]["oracle_validity"]["n"] == 2
     assert found["disentanglement"]["oracle_healthy_at_zero"]["n"] == evaluate.DRAWN
     (note,) = (note for note in found["about"]["notes"] if "generator" in note)
-    assert note == "not measured: generator (the oracle has no method `features`)"
+    assert note == "not measured: generator (the oracle has no method `features` to [N, C])"
 
 
 def test_random_lungs_are_called_by_the_oracle_itself(bright):
@@ -246,6 +246,19 @@ def test_an_oracle_that_cannot_judge_is_refused(model, model_file, xrays, tmp_pa
     other = saved(model, tmp_path / "classes", classes=["NORMAL", "COVID"])
     with pytest.raises(UsageError, match="tells NORMAL from COVID"):
         evaluate.evaluate(model_file, xrays, oracle=str(other))
+    other = saved(model, tmp_path / "fold", fold=4)
+    for option in ("oracle", "classifier"):
+        with pytest.raises(UsageError, match=f"--{option} was tested on fold 4, the model on 0"):
+            evaluate.evaluate(model_file, xrays, **{option: str(other)})
+
+
+def test_features_of_another_kind_are_not_compared(xrays):
+    data, cpu = datasets.open_dataset(xrays, 32), torch.device("cpu")
+    for features in (torch.nn.Conv2d(3, 8, 1), torch.nn.Identity()):
+        other = torch.nn.Module()
+        other.features = features
+        assert not evaluate.pools(other, data, cpu)
+    assert not evaluate.pools(None, data, cpu)
 
 
 def test_masks_of_other_images_are_refused(model_file, xrays, tmp_path):
@@ -256,6 +269,10 @@ def test_masks_of_other_images_are_refused(model_file, xrays, tmp_path):
     twice = dataclasses.replace(data, paths=("a/one.png", "b/one.png"))
     images.write_png(tmp_path / "one.png", np.zeros((32, 32), np.uint8))
     with pytest.raises(CxrError, match="two images are called one"):
+        judge.mask_files(tmp_path, "--masks", twice)
+    (tmp_path / "left").mkdir()
+    images.write_png(tmp_path / "left" / "one.png", np.zeros((32, 32), np.uint8))
+    with pytest.raises(CxrError, match="are called alike"):
         judge.mask_files(tmp_path, "--masks", twice)
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from cxr import CxrError, UsageError, images
+from cxr.files import replacing
 
 RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))  # [48, 64], brighter to the right
 
@@ -526,7 +527,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path.write_bytes(b"old")
     with pytest.raises(CxrError, match="cannot be written"):
         images.write_png(path, np.zeros((20, 20), np.float32))  # no PNG of floats
-    with pytest.raises(KeyboardInterrupt), images.replacing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
@@ -552,3 +553,12 @@ def test_a_device_or_folder_is_never_replaced(tmp_path):
     with pytest.raises(CxrError, match="no file that could be replaced"):
         images.write_png(tmp_path, np.zeros((4, 4), np.uint8))
     assert tmp_path.is_dir()
+
+
+def test_a_mask_may_be_empty_and_of_any_depth(tmp_path):
+    mask = np.zeros((40, 40), np.uint8)
+    for full in (0, 1, 255):
+        mask[10:20, 10:20] = full
+        images.write_png(tmp_path / "mask.png", mask)
+        found = images.load_mask(tmp_path / "mask.png", 40)
+        assert found.dtype == bool and np.array_equal(found, mask > 0)

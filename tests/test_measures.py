@@ -191,7 +191,17 @@ def test_bootstrap_keeps_every_row_of_a_drawn_patient_and_its_columns_aligned(rn
 def test_bootstrap_skips_resamples_that_lack_a_class():
     scores, labels = np.array([0.1, 0.2, 0.3, 0.9]), np.array([0, 0, 0, 1])
     found = measures.bootstrap(measures.auroc, np.arange(4), scores, labels)
-    assert (found["value"], found["low"], found["high"]) == (1, 1, 1)
+    assert (found["value"], found["high"]) == (1, 1)
+
+
+@pytest.mark.parametrize("patients", [11, 40])
+def test_a_share_of_all_or_none_has_the_exact_interval(patients):
+    every = measures.bootstrap(np.mean, np.arange(patients), np.ones(patients))
+    none = measures.bootstrap(np.mean, np.arange(patients), np.zeros(patients))
+    assert every["low"] ** patients == pytest.approx(0.025) and every["high"] == 1
+    assert none["low"] == 0 and none["high"] == pytest.approx(1 - every["low"])
+    twice = measures.bootstrap(np.mean, np.arange(2 * patients) // 2, np.ones(2 * patients))
+    assert twice["low"] == every["low"]
 
 
 def test_bootstrap_of_what_is_undefined_is_nan():

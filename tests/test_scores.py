@@ -43,11 +43,11 @@ def test_kid_of_two_points_each_is_computed_by_hand():
 def test_fakes_like_reals_lie_at_the_floor_and_others_above_it():
     random = torch.Generator().manual_seed(0)
     reals, fakes = torch.randn(2, 120, 4, generator=random)
-    patients = np.arange(120) // 2
-    same, floor, ratio = scores.against_reals(scores.fid, fakes, reals, patients)
+    patients, labels = np.arange(120) // 2, np.arange(120) // 60
+    same, floor, ratio = scores.against_reals(scores.fid, fakes, reals, patients, labels)
     assert floor["low"] < same["value"] < floor["high"] and same["n"] == floor["n"] == 60
     assert ratio["low"] < 1 < ratio["high"]
-    other, again, ratio = scores.against_reals(scores.fid, fakes + 1, reals, patients)
+    other, again, ratio = scores.against_reals(scores.fid, fakes + 1, reals, patients, labels)
     assert again == floor and other["low"] > floor["high"]
     assert 1 < ratio["low"] < ratio["value"] < ratio["high"]
 
@@ -56,18 +56,37 @@ def test_distances_take_a_bounded_number_of_images_at_once(monkeypatch):
     monkeypatch.setattr(scores, "SUBSET", 10)
     sizes = set()
     x = torch.randn(60, 3)
-    found = scores.against_reals(lambda a, b: sizes.add((len(a), len(b))) or 0, x, x, range(60))
+    labels = np.zeros(60)
+    found = scores.against_reals(
+        lambda a, b: sizes.add((len(a), len(b))) or 0, x, x, range(60), labels
+    )
     assert sizes == {(10, 10)} and [figure["n"] for figure in found] == [10] * 3
 
 
-def test_the_ratio_of_distances_is_taken_halving_by_halving():
+def test_the_ratio_is_that_of_the_mean_distances():
     distances = iter(range(1, 201))
     x = torch.randn(8, 3)
-    fakes, reals, ratio = scores.against_reals(lambda a, b: next(distances), x, x, range(8))
-    known = np.arange(1, 201, 2) / np.arange(2, 202, 2)
+    fakes, reals, ratio = scores.against_reals(
+        lambda a, b: next(distances), x, x, range(8), np.zeros(8)
+    )
     assert (fakes["value"], reals["value"]) == (100, 101)
-    assert ratio["value"] == pytest.approx(known.mean())
-    assert [ratio["low"], ratio["high"]] == pytest.approx(np.percentile(known, (2.5, 97.5)))
+    assert ratio["value"] == pytest.approx(100 / 101)
+    ends = np.percentile(np.arange(1, 201, 2) / 101, (2.5, 97.5))
+    assert [ratio["low"], ratio["high"]] == pytest.approx(ends)
+
+
+def test_halves_hold_different_patients_as_many_of_each_class_and_fakes_of_the_floors_doses():
+    patients = np.array([0, 0, 0, 1, 2, 3, 4, 4, 5, 6])
+    labels = np.array([0, 0, 1, 0, 0, 0, 1, 1, 1, 1])
+    for seed in range(20):
+        a, b = scores.halves(patients, labels, np.random.default_rng(seed))
+        assert not set(patients[a]) & set(patients[b])
+        assert sorted(labels[a]) == sorted(labels[b])
+        assert 0 < labels[a].sum() < len(a)
+    rows = torch.arange(10.0)[:, None]
+    told = []
+    scores.against_reals(lambda x, _: told.append(x) or 0, rows, rows, patients, labels)
+    assert all(torch.equal(fakes, floor) for fakes, floor in zip(told[::2], told[1::2]))
 
 
 def test_the_floor_never_compares_a_patient_with_himself():
@@ -78,9 +97,9 @@ def test_the_floor_never_compares_a_patient_with_himself():
         return float((a[:, None] == b).all(-1).any())
 
     patients = np.tile(np.arange(6), 2)
-    _, floor, _ = scores.against_reals(shared, twice, twice, patients)
+    _, floor, _ = scores.against_reals(shared, twice, twice, patients, np.zeros(12))
     assert floor["value"] == 0
-    _, floor, _ = scores.against_reals(shared, twice, twice, np.arange(12))
+    _, floor, _ = scores.against_reals(shared, twice, twice, np.arange(12), np.zeros(12))
     assert floor["value"] > 0
 
 
