@@ -7,6 +7,7 @@ A model file holds `classifier.*` and, after `train-gan`, `encoder.*`, `generato
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -241,6 +242,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, {"cxrgan": json.dumps(metadata)})
+            os.chmod(temporary, 0o644)  # newer safetensors make it private
     except safetensors.SafetensorError as error:  # a full disk
         raise CxrError(f"{path}: cannot be written: {error}") from None
 

@@ -60,6 +60,7 @@ def test_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, kin
     tensors, progress = checkpoints.load(path)
     assert tensors["a"].tolist() == [1, 1] and progress == {"images": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("content", [b"", b"short", pickle.dumps({"a": 1}), b"\xff" * 200])
