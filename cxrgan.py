@@ -436,6 +436,8 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
 @out_option("benchmarks/bench.json", "The JSON file.")
 def bench(what: str, presets: tuple[str, ...], batch: int, device: str, out: str) -> None:
     """Time the kernels, the training step and the explainer against their alternatives."""
+    if Path(out).is_dir():
+        raise UsageError(f"--out {out} is a folder: name a file in it")
     from cxr import bench as benchmark
     from cxr import console
 

@@ -411,6 +411,7 @@ MALFORMED = {
         "DATA takes no --images",
         "evaluate {xrays} --model {model} --images 100",
     ),
+    "bench into a folder": (2, "is a folder: name a file", "bench kernels --out {dir}"),
     "a batch no step can take": (2, "needs a multiple of 16", "bench step --batch 20"),
     "no --model": (2, "takes either DATA and --model, or --phantoms", "evaluate {xrays}"),
     "phantoms over a thesis": (2, "is not empty", "phantoms {dir}"),
