@@ -214,6 +214,12 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
 @click.option(
     "--classifier", required=True, metavar="CNN", help="A model file, or FILE.py:FUNCTION."
 )
+@click.option(
+    "--proximity",
+    type=click.FloatRange(0),
+    default=0.3,
+    help="How much a dose's change costs; more of it for small data sets.",
+)
 def train_gan(data: str, out: str, resume: bool, **options) -> None:
     """Train the GAN that explains a classifier.
 

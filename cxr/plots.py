@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxr import console, figures, images, measures
+from cxr import console, figures, measures
 from cxr.explanation import Explanation
 from cxr.files import replacing
 from cxr.monitor import to_uint8
