@@ -229,7 +229,12 @@ def intervals(figures: Sequence[Figures], patients: Sequence[str]) -> dict:
             inner = numbers
             for part in parts:
                 inner = inner.setdefault(part, {})
-            inner[name] = measures.bootstrap(np.mean, np.array(patients)[kept], values[kept])
+            inner[name] = measures.bootstrap(
+                np.mean,
+                np.array(patients)[kept],
+                values[kept],
+                shares=key[0] != "randomisation",  # a correlation of 1 is no share
+            )
     return numbers
 
 

@@ -107,6 +107,7 @@ def bootstrap(
     *arrays: np.ndarray,
     samples: int = 1000,
     seed: int = 0,
+    shares: bool = True,
 ) -> dict[str, float]:
     """A statistic with its 95% percentile interval over patients (Efron 1979, cluster bootstrap).
 
@@ -114,7 +115,8 @@ def bootstrap(
     to a float; a resample where it is NaN (say, for want of a class) is skipped. groups: the
     patient of each row, [N]; arrays: [N, ...] each. Returns value (of the data themselves), low,
     high and n, the number of rows; all NaN but n if there is none. Where every resample gives 0 or
-    every one 1, the other end is the exact one of a share of the patients (Clopper & Pearson 1934).
+    every one 1, the other end is the exact one of a share of the patients (Clopper & Pearson 1934),
+    unless `shares` is False.
     """
     arrays = [np.asarray(array) for array in arrays]
     _, patient, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
@@ -133,7 +135,7 @@ def bootstrap(
     values = np.array(values)[~np.isnan(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     value = float(statistic(*arrays))
-    if low == high and value in (0, 1):
+    if shares and low == high and value in (0, 1):
         rare = 1 - 0.025 ** (1 / len(counts))
         low, high = (0.0, rare) if value == 0 else (1 - rare, 1.0)
     return {"value": value, "low": float(low), "high": float(high), "n": len(patient)}
