@@ -230,3 +230,18 @@ def test_wrong_counts_are_refused(bright, image):
 def test_a_classifier_alone_cannot_be_explained(classifier_file):
     with pytest.raises(CxrError, match="train-gan"):
         explain.load_explainer(classifier_file, None, "cpu")
+
+
+def test_a_classifier_of_other_classes_is_refused(model, model_file, tmp_path):
+    info = model.info | {"classes": ["NORMAL", "COVID"]}
+    other = tmp_path / "other.safetensors"
+    checkpoints.Model({"classifier": model.classifier}, info, model.buffers).save(other)
+    with pytest.raises(CxrError, match="--classifier tells NORMAL from COVID, the model"):
+        explain.load_explainer(model_file, str(other), "cpu")
+
+
+def test_the_sample_is_of_the_model_that_is_named(model_file):
+    for name in checkpoints.shipped():
+        assert explain.sample_image(name).name.startswith(name)
+    for other in (None, str(model_file)):
+        assert explain.sample_image(other).name.startswith(explain.default_model())

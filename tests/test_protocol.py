@@ -13,6 +13,7 @@ from cxr import (
     controls,
     datasets,
     evaluate,
+    explain,
     measures,
     phantoms,
     protocol,
@@ -238,3 +239,23 @@ def test_the_command_prints_a_table_of_every_arm(small, monkeypatch, capsys):
     assert not stop.value.code
     shown = capsys.readouterr().out
     assert "localisation, lesion" in shown and "marker, shortcut-1.0" in shown
+
+
+def test_a_swap_keeps_the_detail_which_is_of_the_structure(model, monkeypatch):
+    mine, theirs = (
+        explain.explain(image, model, refine=0)
+        for image in np.random.default_rng(0).integers(0, 255, (2, 32, 32), np.uint8)
+    )
+    monkeypatch.setattr(trials.readers, "truth", lambda *_: {})
+
+    class Reader:
+        def columns(self, name, x):
+            return {name: x}
+
+    def mixed():
+        known = [(None, 0.0)] * 2
+        return next(trials.swapped(model, Reader(), [mine, theirs], known))["mixed"]
+
+    without = mixed()
+    mine.codes.detail += 1
+    assert not torch.equal(mixed(), without)
