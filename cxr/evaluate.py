@@ -233,7 +233,7 @@ def intervals(figures: Sequence[Figures], patients: Sequence[str]) -> dict:
                 np.mean,
                 np.array(patients)[kept],
                 values[kept],
-                shares=key[0] != "randomisation",  # a correlation of 1 is no share
+                shares=key[0] != "randomisation" and name != "spearman",  # correlations are none
             )
     return numbers
 

@@ -123,7 +123,7 @@ def inversion_loss(
     change = (both[k:] - both[:k]).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
     detail = codes.detail.square().mean((1, 2, 3))
-    return 4 * image + 0.3 * response + 0.1 * path + change + 0.1 * away + 100 * detail
+    return 4 * image + 0.3 * response + path + change + 0.1 * away + 100 * detail
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:

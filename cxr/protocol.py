@@ -43,14 +43,17 @@ def figure(statistic: Callable[..., float], arms: Sequence[list[Row]], *names: s
     if not rows:
         return None
     arm, *columns = np.array(rows).T
+    shares = not names[0].endswith("spearman")
     if len(arms) == 1:
-        return measures.bootstrap(statistic, range(len(rows)), *columns)
+        return measures.bootstrap(statistic, range(len(rows)), *columns, shares=shares)
 
     def each(arm: np.ndarray, *values: np.ndarray) -> list[float]:
         parts = [[v[arm == k] for v in values] for k in range(len(arms))]
         return [float(statistic(*part)) if len(part[0]) else np.nan for part in parts]
 
-    found = measures.bootstrap(lambda *c: float(np.mean(each(*c))), range(len(rows)), arm, *columns)
+    found = measures.bootstrap(
+        lambda *c: float(np.mean(each(*c))), range(len(rows)), arm, *columns, shares=shares
+    )
     return found | {"seeds": each(arm, *columns)}
 
 

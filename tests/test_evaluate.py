@@ -402,6 +402,9 @@ def test_figures_are_means_over_the_images_that_define_them():
     rows = [{key: 0.0}, {key: 1.0}, {}, {key: np.nan}, {("path", "spearman"): np.nan}]
     found = evaluate.intervals(rows, list("abcde"))
     assert found == {"localisation": {"edges": {"ap": {"value": 0.5, "low": 0, "high": 1, "n": 2}}}}
+    ranks, hits = ("path", "spearman"), ("counterfactual", "validity")
+    found = evaluate.intervals([{ranks: 1.0, hits: 1.0}] * 5, list("abcde"))
+    assert found["path"]["spearman"]["low"] == 1 > found["counterfactual"]["validity"]["low"]
 
 
 def test_the_limit_draws_rows_of_both_classes(xrays):
