@@ -112,7 +112,10 @@ def inversion_loss(
 ) -> Tensor:
     """What each restart still lacks [K]: the image; the classifier's response to it; its response
     along the path at this dose, at 0 a healthy one, so that no structure hides disease; a path that
-    changes little; nearness to where `w1` began, and little detail."""
+    changes little; nearness to where `w1` began, and little detail.
+
+    A healthy image shows no disease to go by: there the path's response has to weigh more, or the
+    least change convinces this classifier alone (benchmarks/trials.md)."""
     k = len(codes.w1)
     both = codes.draw(model.generator, torch.cat([codes.z2, codes.u * dose]))
     named = model.logit(torch.full_like(target, dose)).expand(k)
@@ -123,7 +126,8 @@ def inversion_loss(
     change = (both[k:] - both[:k]).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
     detail = codes.detail.square().mean((1, 2, 3))
-    return 4 * image + 0.3 * response + path + change + 0.1 * away + 100 * detail
+    asked = torch.where(target > 0, 0.1, 1.0)
+    return 4 * image + 0.3 * response + asked * path + change + 0.1 * away + 100 * detail
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:
