@@ -126,8 +126,8 @@ def inversion_loss(
     change = (both[k:] - both[:k]).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
     detail = codes.detail.square().mean((1, 2, 3))
-    asked = torch.where(target > 0, 0.1, 1.0)
-    return 4 * image + 0.3 * response + asked * path + change + 0.1 * away + 100 * detail
+    firmness = torch.where(target > 0, 0.1, 1.0)  # diseased, healthy
+    return 4 * image + 0.3 * response + firmness * path + change + 0.1 * away + 100 * detail
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:
