@@ -126,9 +126,10 @@ def _rebuild(name: str, config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     return network.float().eval().requires_grad_(False)
 
 
-def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
+def start_from(path: str | Path, networks: dict[str, nn.Module]) -> set[str]:
     """Give the networks the weights that a model file holds under their names; those it lacks
-    stay as they are, those of fewer pixels grow. Raises CxrError if one has another config."""
+    stay as they are, those of fewer pixels grow. Returns the names of those it held; raises
+    CxrError if one has another config."""
     model = load_model(path)
     if not networks.keys() & model.networks.keys():
         raise CxrError(f"--start {path}: it holds no {', '.join(networks)}; give another model")
@@ -141,6 +142,7 @@ def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
                 "preset, or from cxr64 for cxr128"
             )
         grow(network, model.networks[name])
+    return networks.keys() & model.networks.keys()
 
 
 def outgrows(config, smaller) -> bool:
@@ -149,8 +151,9 @@ def outgrows(config, smaller) -> bool:
     n = len(smaller.channels)
     first = isinstance(config, GeneratorConfig)  # its channels begin at 4 x 4, the others end there
     shared = config.channels[:n] if first else config.channels[-n:]
-    layers = {"layers": smaller.layers} if isinstance(config, EncoderConfig) else {}
-    return dataclasses.replace(config, channels=shared, **layers) == smaller
+    may_differ = {GeneratorConfig: ("noisy", "fitted"), EncoderConfig: ("layers",)}
+    taken = {name: getattr(smaller, name) for name in may_differ.get(type(config), ())}
+    return dataclasses.replace(config, channels=shared, **taken) == smaller
 
 
 @torch.no_grad()
@@ -160,7 +163,8 @@ def grow(network: nn.Module, smaller: nn.Module) -> None:
     The new stages and a discriminator's first convolution stay as they are, except that a
     generator's stages draw nothing at first: it begins with the smaller one's image, enlarged
     (progressive growing, Karras et al. 2018, section 2, without the fading in). An encoder's new
-    layers begin with the `w1` of the last.
+    layers begin with the `w1` of the last. A generator's random structures are fitted anew in
+    training: those of another kind or size are left.
     """
     config, old = network.config, smaller.config
     shift = (len(config.channels) - len(old.channels)) * getattr(config, "blocks", 1)
@@ -170,7 +174,10 @@ def grow(network: nn.Module, smaller: nn.Module) -> None:
             continue
         if not key.startswith("trunk.0."):  # of blocks counted from the image
             key = re.sub(r"^(trunk|blocks)\.(\d+)", lambda m: f"{m[1]}.{int(m[2]) + shift}", key)
-        if key.startswith("structure.") and isinstance(config, EncoderConfig):
+        if key.startswith("structure.") and isinstance(config, GeneratorConfig):
+            if key not in weights or weights[key].shape != value.shape:
+                continue
+        elif key.startswith("structure."):
             last = value[-config.w :]
             value = torch.cat([value, *[last] * (config.layers - old.layers)])
         weights[key] = value

@@ -14,7 +14,7 @@ DOSES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def draw_codes(G: Generator, n: int, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """`n` random structures `w1` [n, w], disease directions `u` [n, z2] and noises."""
+    """`n` random structures `w1` [n, layers, w], disease directions `u` [n, z2] and noises."""
     random, device = rng(seed, 0), G.const.device
     z1 = torch.randn(n, G.config.z1, generator=random).to(device)
     u = F.normalize(torch.randn(n, G.config.z2, generator=random)).to(device)

@@ -39,6 +39,11 @@ class GeneratorConfig:
     w: int = 128
     convs: int = 1  # per block
     noisy: int = 64  # pixels of the largest layers that get noise: on larger ones it is film grain
+    fitted: bool = False  # structures come from the Gaussian of those found, not from a mapping
+
+    @property
+    def layers(self) -> int:
+        return 1 + self.convs * (len(self.channels) - 1)
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,12 @@ def _preset(
     convs: int = 1,
 ) -> Preset:
     """`up`: the generator's channels at 4, 8, ..., size; the discriminator mirrors them."""
-    layers = 1 + convs * (len(up) - 1)
+    generator = GeneratorConfig(up, z1=w, w=w, convs=convs, noisy=32, fitted=True)
     return Preset(
         size=2 ** (len(up) + 1),
         classifier=classifier,
-        encoder=EncoderConfig(encoder, layers, w),
-        generator=GeneratorConfig(up, z1=w, w=w, convs=convs),
+        encoder=EncoderConfig(encoder, generator.layers, w),
+        generator=generator,
         discriminator=DiscriminatorConfig(up[::-1]),
     )
 
@@ -144,6 +149,31 @@ class Mapping(nn.Module):
         return z
 
 
+class Structures(nn.Module):
+    """The Gaussian of the structures that an encoder finds, by its principal components: nothing
+    of it is trained, so that random lungs have structures such as real ones have."""
+
+    def __init__(self, z1: int, layers: int, w: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(layers, w))
+        self.register_buffer("components", torch.randn(z1, layers, w) / math.sqrt(z1))
+
+    def forward(self, z1: Tensor) -> Tensor:
+        return self.mean + torch.tensordot(z1, self.components, 1)  # [N, layers, w]
+
+    @torch.no_grad()
+    def fit(self, w1: Tensor) -> None:
+        """Become the Gaussian of `w1` [n, layers, w]; what is no number changes nothing."""
+        if not w1.isfinite().all():
+            return
+        self.mean.copy_(w1.mean(0))
+        apart = (w1 - self.mean).flatten(1)
+        _, size, direction = torch.linalg.svd(apart, full_matrices=False)
+        found = (size[:, None] * direction / math.sqrt(len(w1) - 1)).unflatten(1, w1.shape[1:])
+        n = min(len(found), len(self.components))
+        self.components.zero_()[:n] = found[:n]
+
+
 class Style(nn.Module):
     """A layer's style, `A(w1) + B(w2)`; `B` has no bias, so a zero `w2` leaves no trace."""
 
@@ -191,7 +221,11 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config
-        self.structure = Mapping(config.z1, config.w, bias=0.0)
+        self.structure = (
+            Structures(config.z1, config.layers, config.w)
+            if config.fitted
+            else Mapping(config.z1, config.w, bias=0.0)
+        )
         self.disease = Mapping(config.z2, config.w, bias=None)
         self.const = nn.Parameter(torch.randn(1, config.channels[0], 4, 4))
         self.layers, inputs = nn.ModuleList(), config.channels[0]
@@ -204,8 +238,9 @@ class Generator(nn.Module):
         self.image_bias = nn.Parameter(torch.zeros(()))
 
     def M1(self, z1: Tensor) -> Tensor:
-        """`z1` [N, z1] to `w1` [N, w]; only the direction of `z1` counts."""
-        return self.structure(F.normalize(z1) * math.sqrt(z1.shape[1]))
+        """`z1` [N, z1] to `w1` [N, layers, w]; only the direction of `z1` counts."""
+        w1 = self.structure(F.normalize(z1) * math.sqrt(z1.shape[1]))
+        return w1 if w1.ndim == 3 else w1[:, None].expand(-1, self.config.layers, -1)
 
     def M2(self, z2: Tensor) -> Tensor:
         """`z2` [N, z2] to `w2` [N, w]; zero for zero, and homogeneous."""
@@ -231,13 +266,12 @@ class Generator(nn.Module):
     def forward(
         self, w1: Tensor, z2: Tensor, noise: list[Tensor], detail: Tensor | None = None
     ) -> Tensor:
-        """Images [N, 1, R, R], not clipped, from `w1` [N, w], or [N, layers, w] for one each.
+        """Images [N, 1, R, R], not clipped, from `w1` [N, layers, w].
 
         `detail` is added to the features from which the last two blocks draw: what an inversion
         found in an image and no `w1` holds (the space F/W+ of Kang, Kim & Cho 2021, BDInvert).
         """
-        w1 = w1.unbind(1) if w1.ndim == 3 else [w1] * len(self.layers)
-        w2 = self.M2(z2)
+        w1, w2 = w1.unbind(1), self.M2(z2)
         styles = [layer.style(w, w2) for layer, w in zip(self.layers, w1)] + [None]
         x = (self.const * styles[0][:, :, None, None]).to(memory_format=torch.channels_last)
         image = None

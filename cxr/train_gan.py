@@ -28,6 +28,9 @@ from cxr.training import (
     update_ema,
 )
 
+FIT_EVERY = 128  # steps between fits of the random structures to those found
+CATCH_UP = 4_096  # images for which a new discriminator learns alone, beside a trained generator
+
 
 @dataclass(frozen=True)
 class Config:
@@ -147,10 +150,12 @@ class Trainer:
         self.G = Generator(preset.generator).to(device)
         self.E = Encoder(preset.encoder).to(device)
         self.D = Discriminator(preset.discriminator).to(device)
+        self.classes = data.by_class("train")
+        self.catch_up = 0
         if config.start:
-            start_from(
-                config.start, {"generator": self.G, "encoder": self.E, "discriminator": self.D}
-            )
+            networks = {"generator": self.G, "encoder": self.E, "discriminator": self.D}
+            held = start_from(config.start, networks)
+            self.catch_up = 0 if "discriminator" in held else CATCH_UP
         self.G_ema, self.E_ema = (
             copy.deepcopy(n).eval().requires_grad_(False) for n in (self.G, self.E)
         )
@@ -159,7 +164,6 @@ class Trainer:
         self.opt_E = torch.optim.AdamW(self.E.parameters(), config.rate / 4, betas=(0.9, 0.99))
         self.opt_D = torch.optim.Adam(self.D.parameters(), config.rate, betas=(0.0, 0.99))
         self.precision = half_precision(device)
-        self.classes = data.by_class("train")
         logits = model.info["logits"]
         self.progress = {"images": 0, "p": 0.0, "sign": 0.0, "logits": logits}
 
@@ -198,13 +202,25 @@ class Trainer:
         doses = self.model.dose(torch.from_numpy(logits)).numpy()
         return np.where(self.data.labels == 1, doses, 0.0).astype(np.float32)
 
+    @torch.no_grad()
+    def fit_structures(self, G: Generator, E: Encoder) -> None:
+        """Have the generator draw its random structures from the Gaussian of those that the encoder
+        finds in 1,024 training images, as many of each class."""
+        rows = datasets.balanced_batch(self.classes, 1024, self.config.seed, 0)
+        x = to_tensor(self.data.images[rows], self.device)
+        with self.precision:
+            G.structure.fit(torch.cat([E(part)[0] for part in x.split(64)]))
+
     def step(self) -> dict[str, Tensor]:
         """One step of all three networks; returns its terms for the log."""
+        if self.step_number % FIT_EVERY == 0:
+            self.fit_structures(self.G, self.E)
         batch = self.draw(self.step_number)
         with self.precision:
             fakes = self.generate(batch)
         terms = self.update_discriminator(batch, fakes)
-        terms |= self.update_generator(batch, fakes)
+        if self.progress["images"] >= self.catch_up:
+            terms |= self.update_generator(batch, fakes)
         self.progress["images"] += self.config.batch
         horizon = min(self.config.ema, self.progress["images"] / 10)
         decay = 0.5 ** (self.config.batch / horizon)
@@ -243,17 +259,16 @@ class Trainer:
         """Pairs of fakes, and reconstructions of half of the reals, in one pass.
 
         Found lungs get the disease found with them, so that reconstructions, too, have to look
-        real (a pixel loss alone would have them blurred); every fourth, healthy ones, get another.
+        real (a pixel loss alone would have them blurred); the healthy ones get another.
         """
         originals = interleave(*(half[::2] for half in batch.reals.chunk(2)))
         w1_found, z2_found = self.E(originals)
         w1_kept, z2_kept = (
             t.unflatten(0, (-1, 2))[::2].flatten(0, 1) for t in (w1_found, z2_found)
         )  # [n/4], healthy and diseased in turn
-        drawn = self.G.M1(batch.z1)[:, None].expand_as(w1_kept)
-        w1, (z2_drawn, z2_other) = torch.cat([drawn, w1_kept]), batch.z2.chunk(2)
-        fourth = torch.arange(len(z2_kept), device=z2_kept.device)[:, None] % 4 == 0
-        z2_other = torch.where(fourth, z2_other, z2_kept)
+        w1, (z2_drawn, z2_other) = torch.cat([self.G.M1(batch.z1), w1_kept]), batch.z2.chunk(2)
+        healthy = torch.arange(len(z2_kept), device=z2_kept.device)[:, None] % 2 == 0
+        z2_other = torch.where(healthy, z2_other, z2_kept)
         z2 = torch.cat([torch.zeros_like(batch.z2), z2_drawn, z2_other])
         noise = [torch.cat([a, a, b]) for a, b in zip(batch.noise, batch.noise_real)]
         x = self.G(torch.cat([w1, w1, w1_found]), torch.cat([z2, z2_found]), noise)
@@ -321,6 +336,7 @@ class Trainer:
 
     def report(self) -> dict[str, float]:
         """Measure the averaged networks, write a sample sheet and the model so far."""
+        self.fit_structures(self.G_ema, self.E_ema)
         x = to_tensor(self.data.images[self.validation], self.device)
         labels = torch.from_numpy(self.data.labels[self.validation]).to(self.device)
         row = monitor.measure_fakes(self.model) | monitor.measure_inversions(self.model, x, labels)

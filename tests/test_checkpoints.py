@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 import safetensors
@@ -16,7 +17,7 @@ def test_model_file_gives_back_the_same_answers(model, model_file):
     noise = model.generator.noise(2)
     assert torch.equal(model.classifier(x), again.classifier(x))
     assert torch.equal(model.encoder(x)[0], again.encoder(x)[0])
-    w1 = torch.randn(2, 32)
+    w1 = model.generator.M1(torch.randn(2, 32))
     assert torch.equal(model.generator(w1, u, noise), again.generator(w1, u, noise))
     assert torch.equal(model.discriminator(x, u[:, 0]), again.discriminator(x, u[:, 0]))
     assert again.info == model.info
@@ -207,11 +208,23 @@ def grown():
 
 def test_a_grown_generator_begins_with_the_smaller_image_enlarged(grown):
     old, new = grown["generator"]
-    w1, z2, noise = torch.randn(2, 128), torch.randn(2, 16), new.noise(2)
-    image = old(w1, z2, noise[:-1]) - old.image_bias
+    z1, z2, noise = torch.randn(2, 128), torch.randn(2, 16), new.noise(2)
+    w1 = new.M1(z1)
+    image = old(w1[:, :-1], z2, noise[:-1]) - old.image_bias
     torch.testing.assert_close(new(w1, z2, noise), ops.fir(image, up=2) + new.image_bias)
     new(w1, z2, noise).square().sum().backward()
     assert new.layers[-1].image_weight.grad.abs().max() > 0  # and may draw more
+
+
+def test_fitted_structures_may_replace_a_mapping():
+    config = PRESETS["tiny"].generator
+    old, new = Generator(replace(config, noisy=64, fitted=False)), Generator(config)
+    own = new.structure.components.clone()
+    assert outgrows(new.config, old.config)
+    grow(new, old)
+    assert torch.equal(new.const, old.const) and torch.equal(new.structure.components, own)
+    w1 = old.M1(torch.randn(2, config.z1))  # the mapping's serves all layers
+    assert w1.shape == (2, config.layers, config.w) and torch.equal(w1[:, 0], w1[:, -1])
 
 
 def test_grown_classifier_and_encoder_answer_nearly_as_the_smaller_ones(grown):

@@ -18,7 +18,8 @@ def test_networks_take_and_return_the_shapes_they_promise(preset):
         Encoder(preset.encoder),
         Discriminator(preset.discriminator),
     )
-    x = g(torch.randn(4, preset.generator.w), torch.randn(4, preset.generator.z2), g.noise(4))
+    w1 = g.M1(torch.randn(4, preset.generator.z1))
+    x = g(w1, torch.randn(4, preset.generator.z2), g.noise(4))
     assert x.shape == (4, 1, preset.size, preset.size)
     w1, z2 = e(x)
     assert w1.shape == (4, len(g.layers), preset.generator.w)
@@ -48,7 +49,7 @@ def test_disease_mapping_is_zero_at_zero_and_homogeneous(preset):
 
 def test_a_zero_dose_leaves_no_trace_of_the_direction(preset):
     g = Generator(preset.generator)
-    w1, noise = torch.randn(2, preset.generator.w), g.noise(2)
+    w1, noise = torch.randn(2, len(g.layers), preset.generator.w), g.noise(2)
     u = torch.randn(2, preset.generator.z2)
     torch.testing.assert_close(g(w1, 0 * u, noise), g(w1, torch.zeros_like(u), noise))
     assert (g(w1, u, noise) - g(w1, 0 * u, noise)).abs().max() > 1e-3
@@ -117,9 +118,23 @@ def test_equalised_layers_start_with_unit_gain():
     )
 
 
-def test_layers_above_64_pixels_get_no_noise():
+def test_layers_above_32_pixels_get_no_noise():
     torch.manual_seed(0)
     noise = Generator(PRESETS["cxr128"].generator).noise(2)
     assert [eps.shape[-1] for eps in noise] == [4, 8, 16, 32, 64, 128]
-    assert all(eps.std() > 0.5 for eps in noise[:-1])
-    assert not noise[-1].any()
+    assert all(eps.std() > 0.5 for eps in noise[:-2])
+    assert not noise[-2].any() and not noise[-1].any()
+
+
+def test_structures_fitted_are_the_gaussian_of_those_given():
+    torch.manual_seed(0)
+    g = Generator(PRESETS["tiny"].generator)
+    few = torch.randn(8, g.config.layers * g.config.w)  # fewer directions than `z1` has
+    given = (3 + torch.randn(4096, 8) @ few).unflatten(1, (g.config.layers, g.config.w))
+    g.structure.fit(given)
+    drawn = g.M1(torch.randn(4096, g.config.z1)).flatten(1)
+    torch.testing.assert_close(drawn.mean(0), given.flatten(1).mean(0), atol=0.2, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), given.flatten(1).T.cov(), atol=1.5, rtol=0)
+    assert drawn.T.cov().abs().max() > 10
+    g.structure.fit(given * torch.nan)
+    assert g.M1(torch.randn(2, g.config.z1)).isfinite().all()
