@@ -147,7 +147,7 @@ def start_from(path: str | Path, networks: dict[str, nn.Module]) -> set[str]:
 
 def outgrows(config, smaller) -> bool:
     """Whether a network of this config is one of `smaller`, of the same kind, with more stages at
-    the image's end: what `grow` needs."""
+    the image's end: what `grow` needs. Noise and random structures may be others."""
     n = len(smaller.channels)
     first = isinstance(config, GeneratorConfig)  # its channels begin at 4 x 4, the others end there
     shared = config.channels[:n] if first else config.channels[-n:]

@@ -150,8 +150,11 @@ class Mapping(nn.Module):
 
 
 class Structures(nn.Module):
-    """The Gaussian of the structures that an encoder finds, by its principal components: nothing
-    of it is trained, so that random lungs have structures such as real ones have."""
+    """The Gaussian of the structures that an encoder finds, `z1` [N, z1] to `w1` [N, layers, w].
+
+    Its mean and principal components are fitted, not trained, so that random lungs have structures
+    such as real ones have (benchmarks/trials.md).
+    """
 
     def __init__(self, z1: int, layers: int, w: int):
         super().__init__()
@@ -163,8 +166,8 @@ class Structures(nn.Module):
 
     @torch.no_grad()
     def fit(self, w1: Tensor) -> None:
-        """Become the Gaussian of `w1` [n, layers, w]; what is no number changes nothing."""
-        if not w1.isfinite().all():
+        """Become the Gaussian of `w1` [n, layers, w]."""
+        if not w1.isfinite().all():  # training has diverged, and its loop says so
             return
         self.mean.copy_(w1.mean(0))
         apart = (w1 - self.mean).flatten(1)

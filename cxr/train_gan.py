@@ -209,10 +209,12 @@ class Trainer:
         rows = datasets.balanced_batch(self.classes, 1024, self.config.seed, 0)
         x = to_tensor(self.data.images[rows], self.device)
         with self.precision:
-            G.structure.fit(torch.cat([E(part)[0] for part in x.split(64)]))
+            w1 = torch.cat([E(part)[0] for part in x.split(64)])
+        G.structure.fit(w1)
 
     def step(self) -> dict[str, Tensor]:
-        """One step of all three networks; returns its terms for the log."""
+        """One step of all three networks, of the discriminator alone while it catches up; returns
+        its terms for the log."""
         if self.step_number % FIT_EVERY == 0:
             self.fit_structures(self.G, self.E)
         batch = self.draw(self.step_number)
