@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cxr import losses
 from cxr.checkpoints import Model
 from cxr.monitor import DOSES
-from cxr.train_gan import image_loss
 from cxr.training import rng
 
 RATE = 0.03  # of the refinement of `w1`; of the rest a third
@@ -122,7 +122,7 @@ def inversion_loss(
     response, path = F.smooth_l1_loss(
         model.classifier(both), torch.cat([target.expand(k), named]), reduction="none"
     ).chunk(2)
-    image = torch.stack([image_loss(copy[None], x) for copy in both[:k]])
+    image = torch.stack([losses.image(copy[None], x) for copy in both[:k]])
     change = (both[k:] - both[:k]).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
     detail = codes.detail.square().mean((1, 2, 3))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, augment, datasets, images, measures, monitor, train_cnn
+from cxr import CxrError, UsageError, augment, datasets, images, losses, monitor, train_cnn
 from cxr.checkpoints import Model, load_classifier, start_from
 from cxr.datasets import Dataset
 from cxr.networks import PRESETS, Discriminator, Encoder, Generator
@@ -288,7 +288,7 @@ class Trainer:
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         terms = {"D": loss.detach(), "sign": real.detach().sign().mean()}
         if self.step_number % self.config.r1_every == 0:
-            penalty = r1(self.D, reals, batch.real_doses)
+            penalty = losses.r1(self.D, reals, batch.real_doses)
             loss = loss + penalty * self.config.r1 / 2 * self.config.r1_every
             terms["r1"] = penalty.detach()
         self.opt_D.zero_grad()
@@ -320,9 +320,9 @@ class Trainer:
         terms = {
             "G": F.softplus(-score).mean(),
             "response": F.smooth_l1_loss(logits, torch.cat(target)) * self.config.response,
-            "latent": latent_loss(w1_read, z2_read, fakes) * self.config.latent,
-            "image": image_loss(fakes.copies, fakes.originals) * self.config.image,
-            "proximity": proximity_loss(fakes.images) * self.config.proximity,
+            "latent": losses.latent(w1_read, z2_read, fakes.w1, fakes.z2) * self.config.latent,
+            "image": losses.image(fakes.copies, fakes.originals) * self.config.image,
+            "proximity": losses.proximity(fakes.images) * self.config.proximity,
             "dose": (fakes.found - self.model.dose(target[1])).square().mean(),
         }
         self.opt_G.zero_grad()
@@ -374,37 +374,6 @@ class Trainer:
         with self.precision:
             logits = self.classifier(originals)
         return logits.clamp(*self.model.info["logits"])
-
-
-def r1(D: Discriminator, x: Tensor, doses: Tensor) -> Tensor:
-    """`E |grad_x D(x)|^2` on real images (Mescheder et al. 2018, equation 9)."""
-    x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(D(x, doses).sum(), x, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
-
-
-def latent_loss(w1_read: Tensor, z2_read: Tensor, fakes: Fakes) -> Tensor:
-    """The encoder finds the codes in the fakes, and one `w1` whatever the dose."""
-    healthy, diseased = w1_read.chunk(2)
-    structure = F.mse_loss(w1_read, torch.cat([fakes.w1, fakes.w1]).detach().float())
-    disease = (z2_read - fakes.z2.detach()).square().sum(1).mean()
-    return structure + disease + (healthy - diseased).square().mean()
-
-
-def proximity_loss(pairs: Tensor) -> Tensor:
-    """Mean absolute difference of lungs [n, 1, R, R] at dose 0, the first half, and the same at a
-    dose: discriminator and classifier want the disease there, nothing wants more to move."""
-    healthy, diseased = pairs.chunk(2)
-    return (diseased - healthy).abs().mean()
-
-
-def image_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute difference at three scales, and what SSIM lacks of 1."""
-    loss = 1 - measures.ssim(x, y).mean()
-    for _ in range(3):
-        loss = loss + (x - y).abs().mean()
-        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-    return loss
 
 
 def interleave(a: Tensor, b: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cxr import CxrError, UsageError, checkpoints, explain, explanation, images, inversion
+from cxr import CxrError, UsageError, checkpoints, explain, explanation, images, inversion, losses
 
 QUICK = {"frames": 5, "restarts": 2, "refine": 3, "device": "cpu"}
 
@@ -119,7 +119,7 @@ def test_refinement_brings_the_reconstruction_nearer(bright, image):
     after = explain.explain(image, bright, **{**quick, "refine": 40})
 
     def loss(e):
-        return inversion.image_loss(e.copies[:1], e.image).item()
+        return losses.image(e.copies[:1], e.image).item()
 
     assert loss(after) < 0.9 * loss(before)
 
@@ -128,7 +128,7 @@ def test_refinement_finds_a_detail_that_brings_the_reconstruction_nearer(bright,
     e = explain.explain(image, bright, **{**QUICK, "refine": 40})
     plain = dataclasses.replace(e.codes, detail=torch.zeros_like(e.codes.detail))
     without = plain.best.draw(bright.generator, e.codes.z2[:1]).clamp(-1, 1)
-    near, far = (inversion.image_loss(copy, e.image).item() for copy in (e.copies[:1], without))
+    near, far = (losses.image(copy, e.image).item() for copy in (e.copies[:1], without))
     assert near < 0.98 * far
 
 
