@@ -217,7 +217,7 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
 @click.option(
     "--proximity",
     type=click.FloatRange(0),
-    default=0.3,
+    default=0.1,
     help="How much a dose's change costs; more of it for small data sets.",
 )
 def train_gan(data: str, out: str, resume: bool, **options) -> None:

@@ -49,7 +49,7 @@ class Config:
     response: float = 0.1  # weight of the classifier's loss
     latent: float = 1.0  # weight of latent reconstruction and structure consistency
     image: float = 0.5  # weight of image reconstruction
-    proximity: float = 0.3  # weight of the change that a dose makes
+    proximity: float = 0.1  # weight of the change that a dose makes
     ema: int = 10_000  # images over which half of the average is renewed
     target: float = 0.6  # of the discriminator's overfitting sign, for adaptive augmentation
     seed: int = 0
