@@ -58,7 +58,7 @@ setup(
     packages=["cxr", *(f"cxr.{name}" for name in inner)],
     package_dir={f"cxr.{name}": name for name in inner},
     package_data={
-        "cxr.weights": ["*.safetensors", "*.md", "samples/*.png"],
+        "cxr.weights": ["*.safetensors", "*.md", "discriminators/*", "samples/*.png"],
         "cxr.kernels": ["*.cpp", "*.cu", "*.cuh", "*.h", "*.md"],
     },
     zip_safe=False,

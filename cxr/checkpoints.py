@@ -126,23 +126,25 @@ def _rebuild(name: str, config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     return network.float().eval().requires_grad_(False)
 
 
-def start_from(path: str | Path, networks: dict[str, nn.Module]) -> set[str]:
-    """Give the networks the weights that a model file holds under their names; those it lacks
-    stay as they are, those of fewer pixels grow. Returns the names of those it held; raises
-    CxrError if one has another config."""
+def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
+    """Give the networks the weights that a model file holds under their names; those of fewer
+    pixels grow. A shipped model's discriminator lies in a file of the same name in
+    `discriminators/`. Raises CxrError if the file lacks one, or one has another config."""
     model = load_model(path)
-    if not networks.keys() & model.networks.keys():
-        raise CxrError(f"--start {path}: it holds no {', '.join(networks)}; give another model")
+    beside = model.path.parent / "discriminators" / model.path.name
+    held = model.networks | (load_model(beside).networks if beside.is_file() else {})
+    if missing := networks.keys() - held.keys():
+        raise CxrError(
+            f"--start {path}: it holds no {', '.join(sorted(missing))}; give a model file that "
+            "training wrote, or pneumonia"
+        )
     for name, network in networks.items():
-        if name not in model.networks:
-            continue
-        if not outgrows(network.config, model.networks[name].config):
+        if not outgrows(network.config, held[name].config):
             raise CxrError(
                 f"--start {path}: its {name} is of another kind; start from a model of the same "
                 "preset, or from cxr64 for cxr128"
             )
-        grow(network, model.networks[name])
-    return networks.keys() & model.networks.keys()
+        grow(network, held[name])
 
 
 def outgrows(config, smaller) -> bool:

@@ -29,7 +29,6 @@ from cxr.training import (
 )
 
 FIT_EVERY = 128  # steps between fits of the random structures to those found
-CATCH_UP = 4_096  # images for which a new discriminator learns alone, beside a trained generator
 
 
 @dataclass(frozen=True)
@@ -151,11 +150,9 @@ class Trainer:
         self.E = Encoder(preset.encoder).to(device)
         self.D = Discriminator(preset.discriminator).to(device)
         self.classes = data.by_class("train")
-        self.catch_up = 0
         if config.start:
             networks = {"generator": self.G, "encoder": self.E, "discriminator": self.D}
-            held = start_from(config.start, networks)
-            self.catch_up = 0 if "discriminator" in held else CATCH_UP
+            start_from(config.start, networks)
         self.G_ema, self.E_ema = (
             copy.deepcopy(n).eval().requires_grad_(False) for n in (self.G, self.E)
         )
@@ -213,16 +210,13 @@ class Trainer:
         G.structure.fit(w1)
 
     def step(self) -> dict[str, Tensor]:
-        """One step of all three networks, of the discriminator alone while it catches up; returns
-        its terms for the log."""
+        """One step of all three networks; returns its terms for the log."""
         if self.step_number % FIT_EVERY == 0:
             self.fit_structures(self.G, self.E)
         batch = self.draw(self.step_number)
         with self.precision:
             fakes = self.generate(batch)
-        terms = self.update_discriminator(batch, fakes)
-        if self.progress["images"] >= self.catch_up:
-            terms |= self.update_generator(batch, fakes)
+        terms = self.update_discriminator(batch, fakes) | self.update_generator(batch, fakes)
         self.progress["images"] += self.config.batch
         horizon = min(self.config.ema, self.progress["images"] / 10)
         decay = 0.5 ** (self.config.batch / horizon)

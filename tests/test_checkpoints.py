@@ -172,12 +172,27 @@ def test_training_may_start_from_a_models_weights(model, model_file, classifier_
         "generator": Generator(PRESETS["tiny"].generator),
         "discriminator": Discriminator(PRESETS["tiny"].discriminator),
     }
-    with pytest.raises(CxrError, match="--start .*holds no generator, discriminator"):
+    with pytest.raises(CxrError, match="--start .*holds no discriminator, generator;"):
         checkpoints.start_from(classifier_file, fresh)
     checkpoints.start_from(model_file, fresh)
     for name, network in fresh.items():
         for key, value in network.state_dict().items():
             assert torch.equal(value, model.networks[name].state_dict()[key])
+
+
+def test_a_shipped_models_discriminator_lies_beside_it(model, tmp_path):
+    fresh = {"discriminator": Discriminator(PRESETS["tiny"].discriminator)}
+    parts = {name: net for name, net in model.networks.items() if name != "discriminator"}
+    path = tmp_path / "lungs-32.safetensors"
+    checkpoints.Model(parts, model.info).save(path)
+    with pytest.raises(CxrError, match="holds no discriminator; give a model file"):
+        checkpoints.start_from(path, fresh)
+    (tmp_path / "discriminators").mkdir()
+    alone = {"discriminator": model.discriminator}
+    checkpoints.Model(alone, model.info).save(tmp_path / "discriminators" / path.name, half=True)
+    checkpoints.start_from(path, fresh)
+    weight = model.discriminator.hidden.weight
+    torch.testing.assert_close(fresh["discriminator"].hidden.weight, weight, rtol=1e-3, atol=1e-3)
 
 
 def test_weights_of_another_size_are_no_start(model_file):

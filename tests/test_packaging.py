@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "cxrgan.py")
 PROBES = (
     *("weights/probe.safetensors", "weights/probe.md", "weights/samples/probe.png"),
+    "weights/discriminators/probe.safetensors",
     *(f"kernels/probe.{kind}" for kind in ("cpp", "cu", "cuh", "h", "md")),
 )
 
@@ -71,6 +72,7 @@ def test_every_module_weight_and_kernel_is_in_the_wheel(wheel, source):
         "cxr/*.py",
         "weights/*.safetensors",
         "weights/*.md",
+        "weights/discriminators/*",
         "weights/samples/*",
         "kernels/*.*",
     )

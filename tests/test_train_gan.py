@@ -48,22 +48,6 @@ def test_a_run_may_start_from_another_models_weights(xrays, own_classifier, mode
     assert torch.equal(gan.D.hidden.weight, begun.discriminator.hidden.weight)
 
 
-def test_a_new_discriminator_catches_up_with_the_generator(
-    xrays, own_classifier, model_file, tmp_path
-):
-    begun = checkpoints.load_model(model_file)
-    del begun.networks["discriminator"]
-    begun.save(tmp_path / "shipped.safetensors")
-    start = str(tmp_path / "shipped.safetensors")
-    gan = trainer(xrays, own_classifier, tmp_path / "run", batch=16, start=start)
-    gan.step()
-    assert torch.equal(gan.G.const, begun.generator.const)
-    assert not torch.equal(gan.D.stem_bias, torch.zeros_like(gan.D.stem_bias))
-    gan.progress["images"] = train_gan.CATCH_UP
-    gan.step()
-    assert not torch.equal(gan.G.const, begun.generator.const)
-
-
 def test_random_structures_are_fitted_to_those_found(gan):
     gan.fit_structures(gan.G, gan.E)
     w1, _ = gan.E(to_tensor(gan.data.images, gan.device))
