@@ -1,8 +1,9 @@
 """By how much a place moves a classifier: `python benchmarks/places.py MODEL DATA`.
 
 A band (1/8 of the image's height, 1/2 of its width: 6% of it) of each test image is replaced by the
-same band of another image, of the other class or, as a control, of its own. Printed is the mean of
-how far the logit moves towards the other class, over all test images and five draws.
+same band of another one, of the other class or, as a control, of its own. Means of five draws over
+all test images: how far the logit moves towards the other class, the share of verdicts that flip,
+and the AUROC that is left.
 """
 
 import click
@@ -10,6 +11,7 @@ import numpy as np
 
 from cxr.checkpoints import load_model
 from cxr.datasets import open_dataset
+from cxr.measures import auroc
 from cxr.train_cnn import predict
 
 DRAWS = 5
@@ -20,28 +22,45 @@ DRAWS = 5
 @click.argument("data")
 def main(model: str, data: str) -> None:
     held = load_model(model)
-    info, R = held.info, held.info["size"]
+    R, info = held.info["size"], held.info
     images = open_dataset(data, R, info["fit"], info["classes"][0], fold=info.get("fold", 0))
     rows = images.rows("test")
     x, labels = images.images[rows], images.labels[rows]
     before = predict(held.classifier, x, "cpu")
+    print(f"as they are: AUROC {auroc(before, labels):.3f}")
     columns = slice(R // 4, R // 4 + R // 2)
     for place, top in (
         ("upper edge", 0),
         ("centre", (R - R // 8) // 2),
         ("lower edge", R - R // 8),
     ):
-        for name, other in (("other", True), ("same", False)):
-            moved = []
+        band = np.s_[:, ..., top : top + R // 8, columns]
+        for kind, other in (("the other", True), ("the same", False)):
+            found = []
             for seed in range(DRAWS):
-                random = np.random.default_rng(seed)
-                pools = [np.flatnonzero((labels != c) == other) for c in (0, 1)]
-                source = np.array([random.choice(pools[label]) for label in labels])
                 changed = x.copy()
-                band = np.s_[:, ..., top : top + R // 8, columns]
-                changed[band] = x[source][band]
-                moved.append((predict(held.classifier, changed, "cpu") - before) * (1 - 2 * labels))
-            print(f"{place}, from the {name} class: {np.mean(moved):.2f}")
+                changed[band] = x[sources(labels, other, seed)][band]
+                logits = predict(held.classifier, changed, "cpu")
+                moved = (logits - before) * (1 - 2 * labels)
+                flips = (logits > 0) != (before > 0)
+                found.append((moved.mean(), flips.mean(), auroc(logits, labels)))
+            moved, flips, area = np.mean(found, 0)
+            print(
+                f"{place}, from {kind} class: {moved:.2f}, {flips:.3f} flip, AUROC {area:.3f}",
+                flush=True,
+            )
+
+
+def sources(labels: np.ndarray, other: bool, seed: int) -> np.ndarray:
+    """For each image the row of another one, of the other class or of its own."""
+    random = np.random.default_rng(seed)
+    everyone = np.arange(len(labels))
+    return np.array(
+        [
+            random.choice(everyone[((labels != c) == other) & (everyone != i)])
+            for i, c in enumerate(labels)
+        ]
+    )
 
 
 if __name__ == "__main__":

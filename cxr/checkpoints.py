@@ -1,7 +1,8 @@
 """Safetensors in and out: the model file that travels, and the state that a run resumes from.
 
 A model file holds `classifier.*` and, after `train-gan`, `encoder.*`, `generator.*` (both EMA) and
-`discriminator.*`; its metadata (one JSON text) holds all else that `explain` and `evaluate` need.
+`discriminator.*` (a shipped one has it in `discriminators/`); its metadata (one JSON text) holds all
+else that `explain` and `evaluate` need.
 """
 
 import dataclasses
@@ -131,12 +132,14 @@ def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
     pixels grow. A shipped model's discriminator lies in a file of the same name in
     `discriminators/`. Raises CxrError if the file lacks one, or one has another config."""
     model = load_model(path)
+    held = model.networks
     beside = model.path.parent / "discriminators" / model.path.name
-    held = model.networks | (load_model(beside).networks if beside.is_file() else {})
+    if "discriminator" in networks.keys() - held.keys() and beside.is_file():
+        held = held | load_model(beside).networks
     if missing := networks.keys() - held.keys():
         raise CxrError(
-            f"--start {path}: it holds no {', '.join(sorted(missing))}; give a model file that "
-            "training wrote, or pneumonia"
+            f"--start {path}: it holds no {', '.join(sorted(missing))}; give a model file that the "
+            "same command wrote, or pneumonia"
         )
     for name, network in networks.items():
         if not outgrows(network.config, held[name].config):
@@ -165,7 +168,7 @@ def grow(network: nn.Module, smaller: nn.Module) -> None:
     generator's stages draw nothing at first: it begins with the smaller one's image, enlarged
     (progressive growing, Karras et al. 2018, section 2, without the fading in). An encoder's new
     layers begin with the `w1` of the last. A generator's random structures are fitted anew in
-    training: those of fewer layers are left.
+    training: a smaller one's, of fewer layers, are not copied.
     """
     config, old = network.config, smaller.config
     shift = (len(config.channels) - len(old.channels)) * getattr(config, "blocks", 1)
@@ -224,7 +227,7 @@ def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") ->
 
 
 def shipped() -> dict[str, Path]:
-    """The model files that came with the package, by name (`pneumonia` for pneumonia-64)."""
+    """The model files that came with the package, by name (`pneumonia` for pneumonia-128)."""
     return {p.stem.rsplit("-", 1)[0]: p for p in sorted(weights_folder().glob("*.safetensors"))}
 
 

@@ -1,4 +1,5 @@
-"""The losses of the GAN's training, each a mean over images; the inversion shares the last."""
+"""Losses of the GAN's training beside the adversarial and the classifier's, each a mean over
+images; the inversion shares the last."""
 
 import torch
 import torch.nn.functional as F

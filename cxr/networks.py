@@ -133,14 +133,16 @@ class EqualConv(nn.Module):
 class Mapping(nn.Module):
     """`z` [N, inputs] to `w` [N, width]: leaky ReLU between equalised linear layers.
 
-    Without biases the map is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
+    It has no biases and so is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
     `M(0) = 0`: scaling `z` walks a straight line in style space.
     """
 
     def __init__(self, inputs: int, width: int, depth: int = 3):
         super().__init__()
         sizes = (inputs,) + (width,) * depth
-        self.layers = nn.ModuleList(EqualLinear(a, b, None, rate=0.1) for a, b in pairwise(sizes))
+        self.layers = nn.ModuleList(
+            EqualLinear(a, b, bias=None, rate=0.1) for a, b in pairwise(sizes)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         for layer in self.layers:

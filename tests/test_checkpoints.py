@@ -194,6 +194,19 @@ def test_a_shipped_models_discriminator_lies_beside_it(model, tmp_path):
     torch.testing.assert_close(fresh["discriminator"].hidden.weight, weight, rtol=1e-3, atol=1e-3)
 
 
+def test_training_may_start_from_the_pneumonia_model_that_ships():
+    preset = PRESETS["cxr128"]
+    fresh = {
+        "generator": Generator(preset.generator),
+        "encoder": Encoder(preset.encoder),
+        "discriminator": Discriminator(preset.discriminator),
+    }
+    before = {name: next(net.parameters()).clone() for name, net in fresh.items()}
+    checkpoints.start_from("pneumonia", fresh)
+    for name, network in fresh.items():
+        assert not torch.equal(before[name], next(network.parameters())), name
+
+
 def test_weights_of_another_size_are_no_start(model_file):
     other = {"classifier": Classifier(PRESETS["cxr64"].classifier)}
     with pytest.raises(CxrError, match="its classifier is of another kind"):
