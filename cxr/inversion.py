@@ -112,7 +112,8 @@ def inversion_loss(
 ) -> Tensor:
     """What each restart still lacks [K]: the image; the classifier's response to it; its response
     along the path at this dose, at 0 a healthy one, so that no structure hides disease; a path that
-    changes little; nearness to where `w1` began, and little detail.
+    changes little; nearness to where `w1` began, and little detail. Each place of the detail costs
+    the same at every resolution: many small ones together hide disease from this classifier alone.
 
     A healthy image shows no disease to go by: there the path's response has to weigh more, or the
     least change convinces this classifier alone (benchmarks/trials.md)."""
@@ -125,9 +126,9 @@ def inversion_loss(
     image = torch.stack([losses.image(copy[None], x) for copy in both[:k]])
     change = (both[k:] - both[:k]).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
-    detail = codes.detail.square().mean((1, 2, 3))
+    detail = codes.detail.square().mean(1).sum((1, 2))
     firmness = torch.where(target > 0, 0.1, 1.0)  # diseased, healthy
-    return 4 * image + 0.3 * response + firmness * path + change + 0.1 * away + 100 * detail
+    return 4 * image + 0.3 * response + firmness * path + change + 0.1 * away + detail
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:

@@ -38,8 +38,7 @@ class GeneratorConfig:
     z2: int = 16
     w: int = 128
     convs: int = 1  # per block
-    noisy: int = 64  # pixels of the largest layers that get noise: on larger ones it is film grain
-    fitted: bool = False  # structures come from the Gaussian of those found, not from a mapping
+    noisy: int = 32  # pixels of the largest layers that get noise: on larger ones it is film grain
 
     @property
     def layers(self) -> int:
@@ -69,7 +68,7 @@ def _preset(
     convs: int = 1,
 ) -> Preset:
     """`up`: the generator's channels at 4, 8, ..., size; the discriminator mirrors them."""
-    generator = GeneratorConfig(up, z1=w, w=w, convs=convs, noisy=32, fitted=True)
+    generator = GeneratorConfig(up, z1=w, w=w, convs=convs)
     return Preset(
         size=2 ** (len(up) + 1),
         classifier=classifier,
@@ -134,14 +133,16 @@ class EqualConv(nn.Module):
 class Mapping(nn.Module):
     """`z` [N, inputs] to `w` [N, width]: leaky ReLU between equalised linear layers.
 
-    Without biases it is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
+    It has no biases and so is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
     `M(0) = 0`: scaling `z` walks a straight line in style space.
     """
 
-    def __init__(self, inputs: int, width: int, bias: float | None, depth: int = 3):
+    def __init__(self, inputs: int, width: int, depth: int = 3):
         super().__init__()
         sizes = (inputs,) + (width,) * depth
-        self.layers = nn.ModuleList(EqualLinear(a, b, bias, rate=0.1) for a, b in pairwise(sizes))
+        self.layers = nn.ModuleList(
+            EqualLinear(a, b, bias=None, rate=0.1) for a, b in pairwise(sizes)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         for layer in self.layers:
@@ -224,12 +225,8 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config
-        self.structure = (
-            Structures(config.z1, config.layers, config.w)
-            if config.fitted
-            else Mapping(config.z1, config.w, bias=0.0)
-        )
-        self.disease = Mapping(config.z2, config.w, bias=None)
+        self.structure = Structures(config.z1, config.layers, config.w)
+        self.disease = Mapping(config.z2, config.w)
         self.const = nn.Parameter(torch.randn(1, config.channels[0], 4, 4))
         self.layers, inputs = nn.ModuleList(), config.channels[0]
         for block, outputs in enumerate(config.channels):
@@ -242,8 +239,7 @@ class Generator(nn.Module):
 
     def M1(self, z1: Tensor) -> Tensor:
         """`z1` [N, z1] to `w1` [N, layers, w]; only the direction of `z1` counts."""
-        w1 = self.structure(F.normalize(z1) * math.sqrt(z1.shape[1]))
-        return w1 if w1.ndim == 3 else w1[:, None].expand(-1, self.config.layers, -1)
+        return self.structure(F.normalize(z1) * math.sqrt(z1.shape[1]))
 
     def M2(self, z2: Tensor) -> Tensor:
         """`z2` [N, z2] to `w2` [N, w]; zero for zero, and homogeneous."""
