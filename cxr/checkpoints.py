@@ -127,15 +127,21 @@ def _rebuild(name: str, config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     return network.float().eval().requires_grad_(False)
 
 
+def with_discriminator(model: Model, device: str | torch.device = "cpu") -> Model:
+    """The model with its discriminator, which of one that ships lies in a file of the same name in
+    `discriminators/`; as it is, if there is none."""
+    if "discriminator" in model.networks or model.path is None:
+        return model
+    beside = model.path.parent / "discriminators" / model.path.name
+    if not beside.is_file():
+        return model
+    return dataclasses.replace(model, networks=model.networks | load_model(beside, device).networks)
+
+
 def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
     """Give the networks the weights that a model file holds under their names; those of fewer
-    pixels grow. A shipped model's discriminator lies in a file of the same name in
-    `discriminators/`. Raises CxrError if the file lacks one, or one has another config."""
-    model = load_model(path)
-    held = model.networks
-    beside = model.path.parent / "discriminators" / model.path.name
-    if "discriminator" in networks.keys() - held.keys() and beside.is_file():
-        held = held | load_model(beside).networks
+    pixels grow. Raises CxrError if the file lacks one, or one has another config."""
+    held = with_discriminator(load_model(path)).networks
     if missing := networks.keys() - held.keys():
         raise CxrError(
             f"--start {path}: it holds no {', '.join(sorted(missing))}; give a model file that the "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr import UsageError, console, measures, plots, scores, tables
-from cxr.checkpoints import Model, load_classifier, load_model
+from cxr.checkpoints import Model, load_classifier, load_model, with_discriminator
 from cxr.datasets import Dataset, open_dataset
 from cxr.explain import with_classifier
 from cxr.explanation import Explanation, versions
@@ -79,7 +79,7 @@ def evaluate(
     CxrError for a bad model, data set or oracle.
     """
     device = find_device(device)
-    loaded = load_model(model, device)
+    loaded = with_discriminator(load_model(model, device), device)
     if classifier:
         loaded = with_classifier(loaded, classifier)
         same_patients("--classifier", loaded.info.get("foreign_fold"), loaded)

@@ -190,6 +190,8 @@ def test_a_shipped_models_discriminator_lies_beside_it(model, tmp_path):
     alone = {"discriminator": model.discriminator}
     checkpoints.Model(alone, model.info).save(tmp_path / "discriminators" / path.name, half=True)
     checkpoints.start_from(path, fresh)
+    full = checkpoints.with_discriminator(checkpoints.load_model(path))
+    assert full.networks.keys() == model.networks.keys()
     weight = model.discriminator.hidden.weight
     torch.testing.assert_close(fresh["discriminator"].hidden.weight, weight, rtol=1e-3, atol=1e-3)
 
