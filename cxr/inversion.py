@@ -23,7 +23,7 @@ class Codes:
     w1: Tensor  # [K, layers, w]
     z2: Tensor  # [K, z2]
     way: Tensor  # [K, z2], of any length: where the path goes; `z2` itself for a diseased image
-    detail: Tensor  # [K, C, R / 4, R / 4], of the structure: what no `w1` draws
+    detail: Tensor  # [K, C, S, S], of the structure: what no `w1` draws
     noise: list[Tensor]  # [1, 1, H, W] for each layer
 
     @classmethod
@@ -112,8 +112,7 @@ def inversion_loss(
 ) -> Tensor:
     """What each restart still lacks [K]: the image; the classifier's response to it; its response
     along the path at this dose, at 0 a healthy one, so that no structure hides disease; a path that
-    changes little; nearness to where `w1` began, and little detail. Each place of the detail costs
-    the same at every resolution: many small ones together hide disease from this classifier alone.
+    changes little; nearness to where `w1` began, and little detail.
 
     A healthy image shows no disease to go by: there the path's response has to weigh more, or the
     least change convinces this classifier alone (benchmarks/trials.md)."""
@@ -126,9 +125,9 @@ def inversion_loss(
     image = torch.stack([losses.image(copy[None], x) for copy in both[:k]])
     change = (both[k:] - both[:k]).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
-    detail = codes.detail.square().mean(1).sum((1, 2))
+    detail = codes.detail.square().mean((1, 2, 3))
     firmness = torch.where(target > 0, 0.1, 1.0)  # diseased, healthy
-    return 4 * image + 0.3 * response + firmness * path + change + 0.1 * away + detail
+    return 4 * image + 0.3 * response + firmness * path + change + 0.1 * away + 100 * detail
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:

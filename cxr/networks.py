@@ -236,6 +236,7 @@ class Generator(nn.Module):
                 self.layers.append(ModulatedLayer(inputs, outputs, config.w, up, end))
                 inputs = outputs
         self.image_bias = nn.Parameter(torch.zeros(()))
+        self.detailed = min(2, len(config.channels) - 3)  # the block that a detail is added after
 
     def M1(self, z1: Tensor) -> Tensor:
         """`z1` [N, z1] to `w1` [N, layers, w]; only the direction of `z1` counts."""
@@ -258,24 +259,25 @@ class Generator(nn.Module):
         return noise
 
     def detail(self, n: int) -> Tensor:
-        """A zero detail [n, C, R / 4, R / 4]."""
-        size = 2 ** (len(self.config.channels) - 1)
-        return torch.zeros(n, self.config.channels[-3], size, size, device=self.const.device)
+        """A zero detail [n, C, S, S]: of 16 pixels, or R / 4 if that is less. A finer one would
+        hold the texture by which classes differ, at every dose (benchmarks/trials.md)."""
+        size = 4 * 2**self.detailed
+        return torch.zeros(n, self.config.channels[self.detailed], size, size).to(self.const.device)
 
     def forward(
         self, w1: Tensor, z2: Tensor, noise: list[Tensor], detail: Tensor | None = None
     ) -> Tensor:
         """Images [N, 1, R, R], not clipped, from `w1` [N, layers, w].
 
-        `detail` is added to the features from which the last two blocks draw: what an inversion
-        found in an image and no `w1` holds (the space F/W+ of Kang, Kim & Cho 2021, BDInvert).
+        `detail` is added to the features of its size: what an inversion found in an image and no
+        `w1` holds (the space F/W+ of Kang, Kim & Cho 2021, BDInvert).
         """
         w1, w2 = w1.unbind(1), self.M2(z2)
         styles = [layer.style(w, w2) for layer, w in zip(self.layers, w1)] + [None]
         x = (self.const * styles[0][:, :, None, None]).to(memory_format=torch.channels_last)
         image = None
         for i, layer in enumerate(self.layers):
-            if detail is not None and i == len(self.layers) - 2 * self.config.convs:
+            if detail is not None and i == 1 + self.detailed * self.config.convs:
                 x = x + detail
             x, grey = layer(x, styles[i], styles[i + 1], noise[i], w1[i], w2)
             if grey is not None:
