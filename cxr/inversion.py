@@ -23,7 +23,7 @@ class Codes:
     w1: Tensor  # [K, layers, w]
     z2: Tensor  # [K, z2]
     way: Tensor  # [K, z2], of any length: where the path goes; `z2` itself for a diseased image
-    detail: Tensor  # [K, C, S, S], of the structure: what no `w1` draws
+    detail: Tensor  # [K, C, R / 4, R / 4], of the structure: what no `w1` draws
     noise: list[Tensor]  # [1, 1, H, W] for each layer
 
     @classmethod
