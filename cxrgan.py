@@ -438,16 +438,19 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
     help="Whose shapes and networks; may be repeated.  [default: cxr64, cxr128; on a GPU cxr256, too]",
 )
 @click.option("--batch", type=click.IntRange(16), default=32, help="Images in a batch of the GAN.")
+@click.option("--seconds", default=1.0, help="Spent on each operation and shape.")
 @device_option
 @out_option("benchmarks/bench.json", "The JSON file.")
-def bench(what: str, presets: tuple[str, ...], batch: int, device: str, out: str) -> None:
+def bench(
+    what: str, presets: tuple[str, ...], batch: int, seconds: float, device: str, out: str
+) -> None:
     """Time the kernels, the training step and the explainer against their alternatives."""
     if Path(out).is_dir():
         raise UsageError(f"--out {out} is a folder: name a file in it")
     from cxr import bench as benchmark
     from cxr import console
 
-    found = benchmark.bench(what, device, presets, batch)
+    found = benchmark.bench(what, device, presets, batch, seconds)
     benchmark.write(found, out)
     console.say(f"numbers: {out}")
 

@@ -158,13 +158,12 @@ def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
 
 def outgrows(config, smaller) -> bool:
     """Whether a network of this config is one of `smaller`, of the same kind, with more stages at
-    the image's end: what `grow` needs. Noise and random structures may be others."""
+    the image's end: what `grow` needs."""
     n = len(smaller.channels)
     first = isinstance(config, GeneratorConfig)  # its channels begin at 4 x 4, the others end there
     shared = config.channels[:n] if first else config.channels[-n:]
-    may_differ = {GeneratorConfig: ("noisy", "fitted"), EncoderConfig: ("layers",)}
-    taken = {name: getattr(smaller, name) for name in may_differ.get(type(config), ())}
-    return dataclasses.replace(config, channels=shared, **taken) == smaller
+    fewer = {"layers": smaller.layers} if isinstance(config, EncoderConfig) else {}
+    return dataclasses.replace(config, channels=shared, **fewer) == smaller
 
 
 @torch.no_grad()
@@ -175,7 +174,7 @@ def grow(network: nn.Module, smaller: nn.Module) -> None:
     generator's stages draw nothing at first: it begins with the smaller one's image, enlarged
     (progressive growing, Karras et al. 2018, section 2, without the fading in). An encoder's new
     layers begin with the `w1` of the last. A generator's random structures are fitted anew in
-    training: those of another kind or size are left.
+    training: a smaller one's, of fewer layers, are not copied.
     """
     config, old = network.config, smaller.config
     shift = (len(config.channels) - len(old.channels)) * getattr(config, "blocks", 1)
@@ -186,7 +185,7 @@ def grow(network: nn.Module, smaller: nn.Module) -> None:
         if not key.startswith("trunk.0."):  # of blocks counted from the image
             key = re.sub(r"^(trunk|blocks)\.(\d+)", lambda m: f"{m[1]}.{int(m[2]) + shift}", key)
         if key.startswith("structure.") and isinstance(config, GeneratorConfig):
-            if key not in weights or weights[key].shape != value.shape:
+            if weights[key].shape != value.shape:
                 continue
         elif key.startswith("structure."):
             last = value[-config.w :]

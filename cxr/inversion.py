@@ -23,7 +23,7 @@ class Codes:
     w1: Tensor  # [K, layers, w]
     z2: Tensor  # [K, z2]
     way: Tensor  # [K, z2], of any length: where the path goes; `z2` itself for a diseased image
-    detail: Tensor  # [K, C, R / 4, R / 4], of the structure: what no `w1` draws
+    detail: Tensor  # [K, C, S, S], of the structure: what no `w1` draws
     noise: list[Tensor]  # [1, 1, H, W] for each layer
 
     @classmethod
@@ -127,7 +127,7 @@ def inversion_loss(
     away = (codes.w1 - start).square().mean((1, 2))
     detail = codes.detail.square().mean((1, 2, 3))
     firmness = torch.where(target > 0, 0.1, 1.0)  # diseased, healthy
-    return 4 * image + 0.3 * response + firmness * path + change + 0.1 * away + 100 * detail
+    return 4 * image + 0.3 * response + firmness * path + change + 20 * away + 100 * detail
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:

@@ -38,8 +38,7 @@ class GeneratorConfig:
     z2: int = 16
     w: int = 128
     convs: int = 1  # per block
-    noisy: int = 64  # pixels of the largest layers that get noise: on larger ones it is film grain
-    fitted: bool = False  # structures come from the Gaussian of those found, not from a mapping
+    noisy: int = 32  # pixels of the largest layers that get noise: on larger ones it is film grain
 
     @property
     def layers(self) -> int:
@@ -69,7 +68,7 @@ def _preset(
     convs: int = 1,
 ) -> Preset:
     """`up`: the generator's channels at 4, 8, ..., size; the discriminator mirrors them."""
-    generator = GeneratorConfig(up, z1=w, w=w, convs=convs, noisy=32, fitted=True)
+    generator = GeneratorConfig(up, z1=w, w=w, convs=convs)
     return Preset(
         size=2 ** (len(up) + 1),
         classifier=classifier,
@@ -134,14 +133,16 @@ class EqualConv(nn.Module):
 class Mapping(nn.Module):
     """`z` [N, inputs] to `w` [N, width]: leaky ReLU between equalised linear layers.
 
-    Without biases it is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
+    It has no biases and so is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
     `M(0) = 0`: scaling `z` walks a straight line in style space.
     """
 
-    def __init__(self, inputs: int, width: int, bias: float | None, depth: int = 3):
+    def __init__(self, inputs: int, width: int, depth: int = 3):
         super().__init__()
         sizes = (inputs,) + (width,) * depth
-        self.layers = nn.ModuleList(EqualLinear(a, b, bias, rate=0.1) for a, b in pairwise(sizes))
+        self.layers = nn.ModuleList(
+            EqualLinear(a, b, bias=None, rate=0.1) for a, b in pairwise(sizes)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         for layer in self.layers:
@@ -224,12 +225,8 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config
-        self.structure = (
-            Structures(config.z1, config.layers, config.w)
-            if config.fitted
-            else Mapping(config.z1, config.w, bias=0.0)
-        )
-        self.disease = Mapping(config.z2, config.w, bias=None)
+        self.structure = Structures(config.z1, config.layers, config.w)
+        self.disease = Mapping(config.z2, config.w)
         self.const = nn.Parameter(torch.randn(1, config.channels[0], 4, 4))
         self.layers, inputs = nn.ModuleList(), config.channels[0]
         for block, outputs in enumerate(config.channels):
@@ -239,11 +236,11 @@ class Generator(nn.Module):
                 self.layers.append(ModulatedLayer(inputs, outputs, config.w, up, end))
                 inputs = outputs
         self.image_bias = nn.Parameter(torch.zeros(()))
+        self.detailed = min(2, len(config.channels) - 3)  # the block that a detail is added after
 
     def M1(self, z1: Tensor) -> Tensor:
         """`z1` [N, z1] to `w1` [N, layers, w]; only the direction of `z1` counts."""
-        w1 = self.structure(F.normalize(z1) * math.sqrt(z1.shape[1]))
-        return w1 if w1.ndim == 3 else w1[:, None].expand(-1, self.config.layers, -1)
+        return self.structure(F.normalize(z1) * math.sqrt(z1.shape[1]))
 
     def M2(self, z2: Tensor) -> Tensor:
         """`z2` [N, z2] to `w2` [N, w]; zero for zero, and homogeneous."""
@@ -262,24 +259,25 @@ class Generator(nn.Module):
         return noise
 
     def detail(self, n: int) -> Tensor:
-        """A zero detail [n, C, R / 4, R / 4]."""
-        size = 2 ** (len(self.config.channels) - 1)
-        return torch.zeros(n, self.config.channels[-3], size, size, device=self.const.device)
+        """A zero detail [n, C, S, S]: of 16 pixels, or R / 4 if that is less. A finer one would
+        hold the texture by which classes differ, at every dose (benchmarks/trials.md)."""
+        size = 4 * 2**self.detailed
+        return torch.zeros(n, self.config.channels[self.detailed], size, size).to(self.const.device)
 
     def forward(
         self, w1: Tensor, z2: Tensor, noise: list[Tensor], detail: Tensor | None = None
     ) -> Tensor:
         """Images [N, 1, R, R], not clipped, from `w1` [N, layers, w].
 
-        `detail` is added to the features from which the last two blocks draw: what an inversion
-        found in an image and no `w1` holds (the space F/W+ of Kang, Kim & Cho 2021, BDInvert).
+        `detail` is added to the features of its size: what an inversion found in an image and no
+        `w1` holds (the space F/W+ of Kang, Kim & Cho 2021, BDInvert).
         """
         w1, w2 = w1.unbind(1), self.M2(z2)
         styles = [layer.style(w, w2) for layer, w in zip(self.layers, w1)] + [None]
         x = (self.const * styles[0][:, :, None, None]).to(memory_format=torch.channels_last)
         image = None
         for i, layer in enumerate(self.layers):
-            if detail is not None and i == len(self.layers) - 2 * self.config.convs:
+            if detail is not None and i == 1 + self.detailed * self.config.convs:
                 x = x + detail
             x, grey = layer(x, styles[i], styles[i + 1], noise[i], w1[i], w2)
             if grey is not None:

@@ -1,5 +1,4 @@
 import pickle
-from dataclasses import replace
 
 import pytest
 import safetensors
@@ -244,17 +243,6 @@ def test_a_grown_generator_begins_with_the_smaller_image_enlarged(grown):
     torch.testing.assert_close(new(w1, z2, noise), ops.fir(image, up=2) + new.image_bias)
     new(w1, z2, noise).square().sum().backward()
     assert new.layers[-1].image_weight.grad.abs().max() > 0  # and may draw more
-
-
-def test_fitted_structures_may_replace_a_mapping():
-    config = PRESETS["tiny"].generator
-    old, new = Generator(replace(config, noisy=64, fitted=False)), Generator(config)
-    own = new.structure.components.clone()
-    assert outgrows(new.config, old.config)
-    grow(new, old)
-    assert torch.equal(new.const, old.const) and torch.equal(new.structure.components, own)
-    w1 = old.M1(torch.randn(2, config.z1))  # the mapping's serves all layers
-    assert w1.shape == (2, config.layers, config.w) and torch.equal(w1[:, 0], w1[:, -1])
 
 
 def test_grown_classifier_and_encoder_answer_nearly_as_the_smaller_ones(grown):

@@ -138,3 +138,16 @@ def test_structures_fitted_are_the_gaussian_of_those_given():
     assert drawn.T.cov().abs().max() > 10
     g.structure.fit(given * torch.nan)
     assert g.M1(torch.randn(2, g.config.z1)).isfinite().all()
+
+
+@pytest.mark.parametrize("name, size", [("cxr32", 8), ("cxr64", 16), ("cxr128", 16)])
+def test_a_detail_has_16_pixels_at_most_and_moves_only_what_is_near(name, size):
+    generator = Generator(PRESETS[name].generator)
+    w1, noise = generator.M1(torch.randn(1, generator.config.z1)), generator.noise(1)
+    detail, z2 = generator.detail(1), torch.zeros(1, generator.config.z2)
+    assert detail.shape[2:] == (size, size)
+    plain = generator(w1, z2, noise)
+    assert torch.equal(generator(w1, z2, noise, detail), plain)
+    detail[:, :, 0, 0] = 1
+    moved = generator(w1, z2, noise, detail) != plain
+    assert moved[..., :4, :4].any() and not moved[..., moved.shape[-1] // 2 :, :].any()
