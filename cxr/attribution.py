@@ -122,17 +122,16 @@ def latent_integrated_gradients(
     of t is even and begins with 32 steps; they are doubled until the completeness error is under
     `tolerance` or `max_steps` is reached. The map is never rescaled to fit.
 
-    path: from t [K] in [0, 1], on the classifier's device, to images [K, 1, R, R] in [-1, 1].
+    path: from t [K] in [0, 1], on the CPU, to images [K, 1, R, R] in [-1, 1], on the classifier's.
     Returns the map float32 [R, R], which sums to f(path(1)) - f(path(0)) up to the completeness
     error; that error, reached or not; and the steps taken.
     """
-    device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
     with torch.no_grad():
-        ends = path(torch.tensor([0.0, 1.0], device=device))  # [2, 1, R, R]
+        ends = path(torch.tensor([0.0, 1.0]))  # [2, 1, R, R]
     change = _logits(classifier, ends).diff()  # [1]
     steps = min(32, max_steps)
     while True:
-        t = torch.linspace(0, 1, steps + 1, device=device)
+        t = torch.linspace(0, 1, steps + 1)
         heat = _path_integral(classifier, path, t, _chunk(ends))
         error = _completeness_error(heat[None], change).item()
         if error < tolerance or steps >= max_steps:

@@ -176,7 +176,7 @@ def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], floa
     x, overlay = found.image, found.overlay
     span = overlay.own or 1.0
     latent, error, _ = attribution.latent_integrated_gradients(
-        model.classifier, lambda t: overlay(t * span)
+        model.classifier, lambda t: overlay(span * t.to(x.device))
     )
     with torch.no_grad():
         first, last = overlay.along(torch.tensor([0.0, span], device=x.device))

@@ -239,8 +239,9 @@ def _wide_dtype(x: Tensor) -> torch.dtype:
 
 def _mod_act_fake(c, d, eps, strength, b, r, s_next, blur: bool = False):
     n, _, height, width = c.shape
-    y = _image_like(c, height - blur, width - blur)
-    image = () if r is None else (n, 1, height - blur, width - blur)
+    height, width = height - int(blur), width - int(blur)  # symbolic sizes take no bool
+    y = _image_like(c, height, width)
+    image = () if r is None else (n, 1, height, width)
     return (
         c.new_empty(0) if r is not None and s_next is None else y,
         c.new_empty(image or 0, dtype=_wide_dtype(c)),
