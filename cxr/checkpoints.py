@@ -141,7 +141,8 @@ def with_discriminator(model: Model, device: str | torch.device = "cpu") -> Mode
 def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
     """Give the networks the weights that a model file holds under their names; those of fewer
     pixels grow. Raises CxrError if the file lacks one, or one has another config."""
-    held = with_discriminator(load_model(path)).networks
+    model = load_model(path)
+    held = (with_discriminator(model) if "discriminator" in networks else model).networks
     if missing := networks.keys() - held.keys():
         raise CxrError(
             f"--start {path}: it holds no {', '.join(sorted(missing))}; give a model file that the "
