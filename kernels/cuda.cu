@@ -248,6 +248,11 @@ std::tuple<Tensor, Tensor> act_fir_bwd(Tensor given, Tensor input, Tensor b, int
 
 // ---- mod_act ----
 
+// Blurred, it keeps factors, rings and loads under way in registers: half the channels for the
+// half types.
+template <class T, bool Blurred>
+constexpr int kMost = Blurred ? std::min(kVector<T>, 4) : kVector<T>;
+
 template <bool Blurred, int V, class T, class A = Wide<T>>
 void run_mod_act(const Epilogue<A>& e, const Shape& k, const Tensor& x, T* y, A* image) {
   const int64_t pixels = k.y_height * k.y_width;
@@ -282,7 +287,7 @@ std::tuple<Tensor, Tensor> mod_act(Tensor c, Optional d, Optional eps, Optional 
     Tensor image = r ? empty({k.n, 1, k.y_height, k.y_width}, kType<A>, x)
                      : empty({0}, kType<A>, x);
     if (x.numel() == 0) return std::make_tuple(y, image);
-    vectors<kVector<T>>(k.c, {x.const_data_ptr()}, [&](auto v) {
+    vectors<kMost<T, Blurred>>(k.c, {x.const_data_ptr()}, [&](auto v) {
       run_mod_act<Blurred, v>(epilogue<A>(given), k, x, with_y ? mutable_data<T>(y) : nullptr,
                               r ? mutable_data<A>(image) : nullptr);
     });
@@ -330,15 +335,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mod_act_bwd(
   return dispatch(x, [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    // The blurred kernel keeps two rings in registers: half the channels for the half types.
-    constexpr int most = Blurred ? std::min(kVector<T>, 4) : kVector<T>;
     const Arguments given(x, kType<A>, k.y_height, k.y_width, d, eps, strength, b, r, s_next);
     const int64_t pixels = k.n * k.y_height * k.y_width;
     const Optional g = gradient(gy, x, x.scalar_type(), pixels * k.c);
     const Optional gi = gradient(gimage, x, kType<A>, pixels);
     Tensor dx = empty_image({k.n, k.c, k.x_height, k.x_width}, x.scalar_type(), x);
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> found;
-    vectors<most>(k.c, {x.const_data_ptr(), data<T>(g)}, [&](auto v) {
+    vectors<kMost<T, Blurred>>(k.c, {x.const_data_ptr(), data<T>(g)}, [&](auto v) {
       const Pieces pieces(k, Blurred, v);
       Reduction<A> sums(x, k.n, pieces.cut.columns * pieces.cut.strips, pieces.lanes.tiles, kSums,
                         k.c);

@@ -158,23 +158,35 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int64_t c = first + threadIdx.x * V;
     const bool inside = column < columns.out && c < channels;
     typename Op::template Tile<V> tile(op, n, channels, first, c);
+    const Window bottom = window(rows, end - 1);
+    Pack<T, V> ahead[4];  // of the row that comes next: loaded while this one is worked on
+    const auto fetch = [&](int64_t row) {
+      if (!inside || row >= bottom.first + bottom.count) return;
+      const T* from = x + ((n * rows.in + row) * columns.in + across.first) * channels + c;
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (j < across.count) ahead[j] = load<V>(from + j * channels);
+    };
     Ring<V, A> ring;
-    int64_t next = 0;
+    int64_t next = window(rows, begin).first;
+    fetch(next);
 #pragma unroll 1  // unrolled, it does not fit into the registers
     for (int64_t i = begin; i < end; ++i) {
       const Window down = window(rows, i);
 #pragma unroll 1
-      for (next = next > down.first ? next : down.first; next < down.first + down.count; ++next) {
+      for (; next < down.first + down.count; ++next) {
+        Pack<T, V> packs[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) packs[j] = ahead[j];
+        fetch(next + 1);
         A* into = ring.push();
 #pragma unroll
         for (int j = 0; j < V; ++j) into[j] = 0;
-        const T* from =
-            x + ((n * rows.in + next) * columns.in + across.first) * channels + c;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           if (!inside || j >= across.count) continue;
           A a[V];
-          widen<V>(load<V>(from + j * channels), a);
+          widen<V>(packs[j], a);
           tile.before(a);
           const A t = A(tap_weight(across.tap + j * across.step));
 #pragma unroll

@@ -105,32 +105,37 @@ __global__ void __launch_bounds__(kThreads, 2)
   Ring<V, A> blurred, gradients;
   const Window whole = {0, 4, 0, 1};
   for (int64_t row = begin - 5; row <= end; ++row) {  // of g; first the ring is filled
+    const bool has_x = has_g && row + 2 >= 0 && row + 2 <= height;
+    const bool inside = has_g && row >= begin - 2 && row >= 0 && row < height;
+    const int64_t pixel = (n * height + row) * width + of_g;
+    Pack<T, V> packs[4], pack;  // all loads of a row before its arithmetic
+    const T* from = x + ((n * (height + 1) + row + 2) * (width + 1) + across.first) * channels + c;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (has_x && j < across.count) packs[j] = load<V>(from + j * channels);
+    if (gy && inside) pack = load<V>(gy + pixel * channels + c);
+    const A gi = gimage && inside ? gimage[pixel] : A(0);
+    const A z = inside ? e.noise(n, row * width + of_g) : A(0);
     A* into = blurred.push();
 #pragma unroll
     for (int i = 0; i < V; ++i) into[i] = 0;
-    if (has_g && row + 2 >= 0 && row + 2 <= height) {
-      const T* from =
-          x + ((n * (height + 1) + row + 2) * (width + 1) + across.first) * channels + c;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (j >= across.count) continue;
-        A a[V];
-        widen<V>(load<V>(from + j * channels), a);
-        const A t = A(tap_weight(across.tap + j));
+    for (int j = 0; j < 4; ++j) {
+      if (!has_x || j >= across.count) continue;
+      A a[V];
+      widen<V>(packs[j], a);
+      const A t = A(tap_weight(across.tap + j));
 #pragma unroll
-        for (int i = 0; i < V; ++i) into[i] += t * a[i];
-      }
+      for (int i = 0; i < V; ++i) into[i] += t * a[i];
     }
     if (row < begin - 2) continue;
     A g[V] = {};
-    if (has_g && row >= 0 && row < height) {
-      const int64_t pixel = (n * height + row) * width + of_g;
+    if (inside) {
       A a[V], gs[V] = {};
       blurred.combine(whole, kScale, a);
-      if (gy) widen<V>(load<V>(gy + pixel * channels + c), gs);
-      const A gi = gimage ? gimage[pixel] : A(0);
+      if (gy) widen<V>(pack, gs);
       const bool counts = counted && row >= begin && row < end;
-      sums.backward(k, e.noise(n, row * width + of_g), a, gs, gi, counts, g);
+      sums.backward(k, z, a, gs, gi, counts, g);
     }
     A* line = shared[row & 1];
 #pragma unroll
