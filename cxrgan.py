@@ -438,7 +438,12 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
     help="Whose shapes and networks; may be repeated.  [default: cxr64, cxr128; on a GPU cxr256, too]",
 )
 @click.option("--batch", type=click.IntRange(16), default=32, help="Images in a batch of the GAN.")
-@click.option("--seconds", default=1.0, help="Spent on each operation and shape.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    help="Spent on each operation and shape.",
+)
 @device_option
 @out_option("benchmarks/bench.json", "The JSON file.")
 def bench(

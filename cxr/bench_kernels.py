@@ -30,7 +30,7 @@ LARGE = 64 * 2**20  # bytes of an activation from which on bandwidth is all that
 def kernels(device, presets: Sequence[str], batch: int, seconds: float, backend: str) -> dict:
     """Every operation and shape of the presets, forward and backward."""
     torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
-    size = 2**30 if device.type == "cuda" else min(LARGE * 4, int(2**28 * seconds) or 1)
+    size = 2**30 if device.type == "cuda" else min(LARGE * 4, int(2**31 * seconds) or 1)
     bandwidth = copy_bandwidth(device, size, seconds)
     wanted = dict.fromkeys(case for name in presets for case in cases(PRESETS[name], batch))
     rows: list[dict] = []

@@ -159,9 +159,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     const bool inside = column < columns.out && c < channels;
     typename Op::template Tile<V> tile(op, n, channels, first, c);
     const Window bottom = window(rows, end - 1);
+    const int64_t below = bottom.first + bottom.count, last = below < rows.in ? below : rows.in;
     Pack<T, V> ahead[4];  // of the row that comes next: loaded while this one is worked on
     const auto fetch = [&](int64_t row) {
-      if (!inside || row >= bottom.first + bottom.count) return;
+      if (!inside || row >= last) return;
       const T* from = x + ((n * rows.in + row) * columns.in + across.first) * channels + c;
 #pragma unroll
       for (int j = 0; j < 4; ++j)
