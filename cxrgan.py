@@ -123,7 +123,7 @@ classifier_option = click.option(
     help="Another CNN than the GAN's, or yours that it was trained with: a model file, or "
     "FILE.py:FUNCTION.",
 )
-shipped_model = model_option(show_default="a shipped one")
+shipped_model = model_option(show_default="pneumonia")
 
 
 def training_options(out: str, batch: int, images: int) -> Callable:
@@ -289,7 +289,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
         if not as_json:
             tables.explanation(path, folder, numbers)
     if as_json:
-        print_json([{"image": str(path), **numbers} for path, _, numbers, _ in done])
+        print_json([numbers for _, _, numbers, _ in done])
     context.exit(status)
 
 

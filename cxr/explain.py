@@ -40,7 +40,7 @@ def explain(
     Parameters
     ----------
     image : a file, a uint8 array [H, W], or a tensor [1, 1, R, R] in [-1, 1]
-    model : a model file, a shipped model's name, or a `Model`; by default the shipped one
+    model : a model file, a shipped model's name, or a `Model`; by default `pneumonia`
     classifier : another classifier than the model's, as `load_classifier` takes it
     frames : number of frames from dose 0 to dose 1
     restarts : inversions from different beginnings; the best is shown, their spread reported
@@ -76,8 +76,9 @@ def explain(
     exact = {"enabled": torch.backends.cudnn.enabled, "allow_tf32": False}
     with torch.backends.cudnn.flags(**exact):  # TF32's rounding no finer grid would mend
         found.maps, error = heat_maps(found, model)
-    found.numbers = measure(found, model) | {"completeness_error": error}
-    found.warnings = doubts(found.numbers, model)
+    named = str(image) if isinstance(image, (str, Path)) else None
+    found.numbers = {"image": named, **measure(found, model), "completeness_error": error}
+    found.numbers["warnings"] = found.warnings = doubts(found.numbers, model)
     return found
 
 

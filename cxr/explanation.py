@@ -94,9 +94,11 @@ class Explanation:
             f"{self.classes[1]} as this classifier sees it. "
             f"SSIM of the reconstruction {n['reconstruction']['ssim']:.2f}, "
             f"completeness error {n['completeness_error']:.3f}. The counterfactual is the original, "
-            "changed only where the classifier needs it."
+            "changed within a mask sought for this classifier."
         )
-        return figures.panel(tiles, caption)
+        return figures.panel(
+            tiles, "\n".join([caption, *(f"Warning: {w}." for w in self.warnings)])
+        )
 
     def drawn(self, name: str) -> np.ndarray:
         """A map [R, R] as pictures show it: with its signs, smoothed by a Gaussian of R / 32."""

@@ -193,7 +193,7 @@ class Trainer:
         if high - low < 1:
             raise CxrError(
                 f"the classifier hardly tells the classes apart (median healthy logit {low:.2f}, "
-                f"diseased 98th percentile {high:.2f}): train a better one first"
+                f"diseased 98th percentile {high:.2f}): train a better one, say on more --images"
             )
         self.model.info["logits"] = [low, high]
         doses = self.model.dose(torch.from_numpy(logits)).numpy()

@@ -249,7 +249,8 @@ def test_explain_goes_on_after_a_bad_image_and_fails_at_the_end(model_file, xray
     (numbers,) = json.loads(result.stdout)
     assert numbers["image"] == str(good) and len(numbers["probability"]) == 3
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2 and (inputs / "out" / good.stem / "explanation.json").exists()
+    kept = json.loads((inputs / "out" / good.stem / "explanation.json").read_text())
+    assert len(errors) == 2 and kept == numbers and kept["warnings"]
 
 
 def test_json_is_all_that_evaluate_prints_on_stdout(model_file, xrays, tmp_path):

@@ -55,6 +55,7 @@ def test_explanation_folder_holds_what_is_promised(bright, image, tmp_path):
     )
     assert numbers["restarts"]["spread"] >= 0 and "torch" in numbers["versions"]
     assert "no diagnosis" in numbers["use"]
+    assert numbers["image"] is None and numbers["warnings"] == e.warnings
     rows = list(csv.DictReader((tmp_path / "out" / "response.csv").open()))
     assert [float(r["dose"]) for r in rows] == [0, 0.25, 0.5, 0.75, 1]
     tensors = load_file(tmp_path / "out" / "latents.safetensors")
