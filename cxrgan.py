@@ -277,19 +277,19 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
             try:
                 found = explainer.explain(path, loaded, **options)
                 found.write(Path(out) / name)
-                done.append((path, Path(out) / name, found.numbers, found.warnings))
+                done.append((path, Path(out) / name, found.numbers))
             except UsageError:
                 raise  # the other images would say the same
             except (CxrError, OSError) as error:
                 status = complain(error)
             bar.advance()
-    for path, folder, numbers, warnings in done:
-        for line in warnings:
+    for path, folder, numbers in done:
+        for line in numbers["warnings"]:
             console.warn(f"{path}: {line}")
         if not as_json:
             tables.explanation(path, folder, numbers)
     if as_json:
-        print_json([numbers for _, _, numbers, _ in done])
+        print_json([numbers for _, _, numbers in done])
     context.exit(status)
 
 

@@ -122,7 +122,8 @@ def latent_integrated_gradients(
     of t is even and begins with 32 steps; they are doubled until the completeness error is under
     `tolerance` or `max_steps` is reached. The map is never rescaled to fit.
 
-    path: from t [K] in [0, 1], on the CPU, to images [K, 1, R, R] in [-1, 1], on the classifier's.
+    path: from t [K] in [0, 1], on the CPU, to images [K, 1, R, R] in [-1, 1], on the classifier's
+    device.
     Returns the map float32 [R, R], which sums to f(path(1)) - f(path(0)) up to the completeness
     error; that error, reached or not; and the steps taken.
     """

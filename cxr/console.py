@@ -54,7 +54,7 @@ def table(title: str, header: tuple[str, ...], rows: list[tuple]) -> None:
     """Print a small table on stdout; every cell is shown through `str`."""
     grid = Table(title=Text(title), title_justify="left")  # Text: a name may hold [brackets]
     for name in header:
-        grid.add_column(name, overflow="fold")  # a path can be copied
+        grid.add_column(name, overflow="fold")  # nothing is cut
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     out.print(grid)

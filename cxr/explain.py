@@ -78,7 +78,7 @@ def explain(
         found.maps, error = heat_maps(found, model)
     named = str(image) if isinstance(image, (str, Path)) else None
     found.numbers = {"image": named, **measure(found, model), "completeness_error": error}
-    found.numbers["warnings"] = found.warnings = doubts(found.numbers, model)
+    found.numbers["warnings"] = doubts(found.numbers, model)
     return found
 
 

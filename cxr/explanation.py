@@ -37,7 +37,11 @@ class Explanation:
     logits: Tensor  # [F], the classifier's on each frame of the path
     maps: dict[str, Tensor] = field(default_factory=dict)  # [R, R] each
     numbers: dict = field(default_factory=dict)  # what goes into explanation.json
-    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines that say where the explanation cannot be believed."""
+        return self.numbers["warnings"]
 
     @property
     def sick(self) -> bool:

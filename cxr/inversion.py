@@ -112,7 +112,8 @@ def inversion_loss(
 ) -> Tensor:
     """What each restart still lacks [K]: the image; the classifier's response to it; its response
     along the path at this dose, at 0 a healthy one, so that no structure hides disease; a path that
-    changes little; nearness to where `w1` began, and little detail.
+    changes little; nearness to where `w1` began, which is dear, since a structure that moves hides
+    disease that other classifiers still see (benchmarks/trials.md); and little detail.
 
     A healthy image shows no disease to go by: there the path's response has to weigh more, or the
     least change convinces this classifier alone (benchmarks/trials.md)."""
