@@ -3,156 +3,32 @@
 Nothing heavy is imported before a command runs, so that `cxrgan --help` answers at once.
 """
 
-import json
-import os
-import shlex
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from cxr import CxrError, UsageError, __version__
-
-PRESETS = ("tiny", "cxr32", "cxr64", "cxr128", "cxr256")
-SIZES = (32, 64, 128, 256)
-SPLITS = ("train", "val", "test", "all")
-INTERRUPTED = 130  # the status a shell gives for Ctrl-C
-FAILURES = (click.UsageError, CxrError, OSError, RuntimeError)
-
-
-class Door(click.Group):
-    """Lists commands in their order below; in `main` alone a failure becomes an exit status."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def main(self, *args, **extra):
-        try:
-            status = super().main(*args, **{**extra, "standalone_mode": False})
-        except FAILURES as error:
-            status = complain(error)
-        sys.exit(status)
-
-
-def complain(error: Exception) -> int:
-    """Print a failure as one line on stderr and return its exit status; a bug is raised again."""
-    if isinstance(error, click.Abort):  # what click makes of Ctrl-C
-        return INTERRUPTED
-    if isinstance(error, click.UsageError):
-        command = error.ctx.command_path if error.ctx else "cxrgan"
-        line = f"{error.format_message().rstrip('.')}; see {command} --help"
-        status = error.exit_code
-    elif isinstance(error, CxrError):
-        line, status = str(error), error.status
-    elif isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        line, status = where + (error.strerror or str(error)), 1
-    elif type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported
-        line, status = "out of memory: take a smaller --batch or --preset", 1
-    else:
-        raise error
-    line = " ".join(line.split("\n"))
-    click.echo(line if status == INTERRUPTED else f"error: {line}", err=True)
-    return status
-
-
-# ---------------------------------------------------------------------------------------------
-# Options, each declared once
-
-
-def stack(*decorators: Callable) -> Callable:
-    """Several decorators as one, the first outermost."""
-
-    def apply(command: Callable) -> Callable:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
-def example(*lines: str) -> str:
-    """The last lines of a command's help, kept as they are."""
-    return "\n".join(("\b", "Example:", *(f"  {line}" for line in lines)))
-
-
-def out_option(default: str, what: str) -> Callable:
-    return click.option("--out", default=default, help=what)
-
-
-def images_option(default: int, least: int, what: str) -> Callable:
-    return click.option("--images", type=click.IntRange(least), default=default, help=what)
-
-
-def size_option(**default) -> Callable:
-    return click.option("--size", type=click.Choice(SIZES), help="Pixels a side.", **default)
-
-
-def model_option(what: str = "A model file, or a shipped model's name.", **extra) -> Callable:
-    return click.option("--model", metavar="MODEL", help=what, **extra)
-
-
-seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of all that is random."
+from cxr.options import (
+    PRESETS,
+    SPLITS,
+    Door,
+    classifier_option,
+    complain,
+    data_options,
+    device_option,
+    example,
+    fit_option,
+    images_option,
+    json_option,
+    model_option,
+    out_option,
+    refine_option,
+    seed_option,
+    shipped_model,
+    size_option,
+    training_options,
 )
-device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
-fit_option = click.option(
-    "--fit",
-    type=click.Choice(("crop", "pad")),
-    default="crop",
-    help="How an image becomes square: its centre, or black bars.",
-)
-refine_option = click.option(
-    "--refine", type=click.IntRange(0), default=60, help="Steps of the inversion."
-)
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of a table."
-)
-data_options = stack(
-    click.option("--negative", metavar="CLASS", help="The healthy class, against all the rest."),
-    click.option(
-        "--patient-pattern",
-        metavar="REGEX",
-        help="Its first group, found in a file's name, is the patient.",
-    ),
-)
-classifier_option = click.option(
-    "--classifier",
-    metavar="CNN",
-    help="Another CNN than the GAN's, or yours that it was trained with: a model file, or "
-    "FILE.py:FUNCTION.",
-)
-shipped_model = model_option(show_default="pneumonia")
-
-
-def training_options(out: str, batch: int, images: int) -> Callable:
-    """What both training commands share."""
-    return stack(
-        click.argument("data", metavar="DATA"),
-        out_option(out, "The run folder: model, state, log."),
-        click.option("--preset", type=click.Choice(PRESETS), default="cxr64", help="Of networks."),
-        data_options,
-        click.option(
-            "--batch",
-            type=click.IntRange(2),
-            default=batch,
-            help="Over all processes; a multiple of 16 for train-gan.",
-        ),
-        images_option(images, 1, "How many images training sees."),
-        click.option(
-            "--start",
-            metavar="MODEL",
-            help="Begin with this model's weights; those of cxr64 grow for cxr128.",
-        ),
-        seed_option,
-        device_option,
-        click.option("--resume", is_flag=True, help="Go on with the run in --out."),
-    )
-
-
-# ---------------------------------------------------------------------------------------------
-# Commands
 
 
 @click.group(
@@ -191,18 +67,18 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
 
     DATA is a folder with one sub-folder per class, or a CSV of path,label[,patient].
     """
-    quiet_unless_first()
-    from cxr import console, tables
+    from cxr import console
     from cxr.train_cnn import PRESETS, Config, train
 
+    console.quiet_unless_first()
     config = Config(data, **options)
     model = train(config, out, resume)
-    tables.classifier(f"{data}, test", model.info["metrics"]["classifier"])
+    console.classifier(f"{data}, test", model.info["metrics"]["classifier"])
     path = Path(out) / "model.safetensors"
     console.say(f"model: {path}")
     fitting = [name for name, preset in PRESETS.items() if preset.size == config.pixels]
     preset = config.preset if config.preset in fitting else fitting[-1]
-    follow(
+    console.follow(
         *("train-gan", data, "--classifier", str(path), "--preset", preset),
         negative=config.negative,
         patient_pattern=config.patient_pattern,
@@ -227,21 +103,21 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
     CSV of path,label[,patient]. FUNCTION takes nothing and returns a module from images
     [N, 1, R, R] in [-1, 1] to logits [N].
     """
-    first = quiet_unless_first()
-    from cxr import console, tables
+    from cxr import console
     from cxr.checkpoints import load_model
     from cxr.train_gan import Config, train
 
+    first = console.quiet_unless_first()
     train(Config(data, **options), out, resume)
     if not first:
         return  # the file below is the first process's
     path = Path(out) / "model.safetensors"
     metrics = load_model(path).info["metrics"]["gan"]
-    rows = [(name, tables.number(value)) for name, value in metrics.items()]
+    rows = [(name, console.number(value)) for name, value in metrics.items()]
     console.table(f"{data}, validation", ("GAN", "value"), rows)
     console.say(f"model: {path}")
     own = options["classifier"] if ".py:" in options["classifier"] else None
-    follow("explain", "XRAY.png", "--model", str(path), classifier=own)
+    console.follow("explain", "XRAY.png", "--model", str(path), classifier=own)
 
 
 @cli.command(
@@ -265,7 +141,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 
     IMAGE is a file or a folder of files; without one, the sample that ships is explained.
     """
-    from cxr import console, tables
+    from cxr import console
     from cxr import explain as explainer
     from cxr import images as pictures
 
@@ -287,9 +163,9 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
         for line in numbers["warnings"]:
             console.warn(f"{path}: {line}")
         if not as_json:
-            tables.explanation(path, folder, numbers)
+            console.explanation(path, folder, numbers)
     if as_json:
-        print_json([numbers for _, _, numbers in done])
+        console.print_json([numbers for _, _, numbers in done])
     context.exit(status)
 
 
@@ -297,18 +173,10 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
     epilog=example(
         "cxrgan evaluate chest_xray --model runs/gan/model.safetensors --limit 100",
         "cxrgan evaluate chest_xray --model pneumonia --oracle runs/other-cnn/model.safetensors",
-        "cxrgan evaluate --phantoms --out runs/protocol",
     )
 )
-@click.argument("data", metavar="[DATA]", required=False)
-@model_option()
-@click.option(
-    "--phantoms",
-    is_flag=True,
-    help="The phantom protocol instead: makes its own data and models; goes on where it stopped.",
-)
-@size_option(default=32)
-@images_option(64_000, 16, "How many images each GAN of the protocol sees.")
+@click.argument("data", metavar="DATA")
+@model_option(required=True)
 @classifier_option
 @click.option("--split", type=click.Choice(SPLITS), default="test", help="Of the patients.")
 @click.option(
@@ -330,47 +198,45 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 @out_option("evaluation", "The folder for evaluation.json, evaluation.md and figures/.")
 @device_option
 @json_option
-def evaluate(data, model, phantoms, size, images, split, out, as_json, **options) -> None:
-    """Measure classifier, GAN and explanations on DATA; or, with --phantoms, on synthetic X-rays
-    whose truth is known."""
-    from cxr import console, tables
-    from cxr import evaluate as evaluation
+def evaluate(data: str, model: str, split: str, out: str, as_json: bool, **options) -> None:
+    """Measure classifier, GAN and explanations on the held-out patients of DATA."""
+    from cxr import console
+    from cxr.evaluation import evaluate as evaluation
+    from cxr.evaluation import tables
 
-    if phantoms == bool(data) or phantoms == bool(model):
-        raise UsageError("evaluate takes either DATA and --model, or --phantoms and neither")
-    if phantoms:
-        refuse_given("--phantoms", *("classifier", "split", "masks", "lungs", "oracle", "limit"))
-        refuse_given("--phantoms", "refine", "negative", "patient_pattern")
-        evaluate_phantoms(size, images, options["seed"], options["device"], out, as_json)
-        return
-    refuse_given("DATA", "size", "images")
     numbers = evaluation.evaluate(model, data, split, out, **options)
     for line in numbers["about"]["notes"]:
         console.warn(line)
     if as_json:
-        print_json(numbers)
+        console.print_json(numbers)
     else:
         tables.evaluation(f"{data}, {split}", numbers)
         console.say(f"numbers: {Path(out) / 'evaluation.json'}")
 
 
-def refuse_given(flag: str, *names: str) -> None:
-    """UsageError if one of these options was given beside a flag that ignores it."""
-    context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"{flag} takes no --{name.replace('_', '-')}")
-
-
+@cli.command(epilog=example("cxrgan evaluate-phantoms --out runs/protocol"))
+@size_option(default=32)
+@images_option(64_000, 16, "How many images the training of each GAN sees.")
+@seed_option
+@out_option("runs/protocol", "The folder for data, models and evaluation.json.")
+@device_option
+@json_option
 def evaluate_phantoms(
-    size: int, images: int, seed: int, device: str, out: str, as_json: bool
+    size: int, images: int, seed: int, out: str, device: str, as_json: bool
 ) -> None:
-    from cxr import console, protocol, tables
-    from cxr.trials import Plan
+    """Evaluate on synthetic X-rays whose truth is known.
+
+    Makes its own data, trains its own CNNs and GANs, which takes hours, and goes on where it
+    stopped.
+    """
+    from cxr import console
+    from cxr.evaluation import tables
+    from cxr.phantoms import protocol
+    from cxr.phantoms.arm import Plan
 
     numbers = protocol.evaluate(out, Plan(f"cxr{size}", seed, gan=images), device)
     if as_json:
-        print_json(numbers)
+        console.print_json(numbers)
     else:
         tables.protocol(numbers)
         console.say(f"numbers: {Path(out) / 'evaluation.json'}")
@@ -386,17 +252,17 @@ def sample(model: str | None, out: str, images: int, seed: int, device: str) -> 
     """Draw random lungs, healthy to diseased."""
     import torch
 
-    from cxr import console, explain, monitor
-    from cxr import images as pictures
+    from cxr import console, explain, film, sampling
     from cxr.checkpoints import load_model
-    from cxr.training import find_device
+    from cxr.classifier import to_uint8
+    from cxr.device import find_device
 
     loaded = load_model(model or explain.default_model(), find_device(device))
     with torch.no_grad():
-        codes = monitor.draw_codes(loaded.generator, images, seed)
-        lungs = monitor.walk(loaded.generator, *codes)
-    pictures.write_png(out, pictures.grid(monitor.to_uint8(lungs[:, :, 0])))
-    doses = ", ".join(f"{dose:g}" for dose in monitor.DOSES)
+        codes = sampling.draw_codes(loaded.generator, images, seed)
+        lungs = sampling.walk(loaded.generator, *codes)
+    film.write_png(out, film.grid(to_uint8(lungs[:, :, 0])))
+    doses = ", ".join(f"{dose:g}" for dose in sampling.DOSES)
     console.table(out, ("sheet", ""), [("rows", f"{images} lungs"), ("columns: doses", doses)])
 
 
@@ -419,13 +285,13 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
     truth.csv with every parameter.
     """
     from cxr import console
-    from cxr import phantoms as maker
+    from cxr.phantoms import lesions as maker
 
     maker.write(out, images, size, seed, shortcut)
     marker = "none" if shortcut is None else f"agrees with the label at {shortcut:g}"
     rows = [("images", images), ("pixels", f"{size} x {size}"), ("marker", marker)]
     console.table(out, ("phantoms", ""), [*rows, ("truth", Path(out) / "truth.csv")])
-    follow("train-cnn", str(Path(out) / "images"), size=size)
+    console.follow("train-cnn", str(Path(out) / "images"), size=size)
 
 
 @cli.command(epilog=example("cxrgan bench kernels --device cuda --out benchmarks/gpu.json"))
@@ -452,8 +318,8 @@ def bench(
     """Time the kernels, the training step and the explainer against their alternatives."""
     if Path(out).is_dir():
         raise UsageError(f"--out {out} is a folder: name a file in it")
-    from cxr import bench as benchmark
     from cxr import console
+    from cxr.evaluation import bench as benchmark
 
     found = benchmark.bench(what, device, presets, batch, seconds)
     benchmark.write(found, out)
@@ -465,41 +331,14 @@ def bench(
 @model_option("The same as the argument.")
 def info(path: str | None, model: str | None) -> None:
     """Show the machine and, with MODEL, what is in a model file."""
-    from cxr import console
-    from cxr import info as facts
+    from cxr import checkpoints, console
+    from cxr import device as facts
 
     model = path or model
-    contents = facts.contents(model) if model else []
+    contents = checkpoints.contents(model) if model else []
     console.table(f"cxrgan {__version__}", ("machine", ""), facts.machine())
     if model:
         console.table(model, ("model", ""), contents)
-
-
-# ---------------------------------------------------------------------------------------------
-# What the commands print
-
-
-def quiet_unless_first() -> bool:
-    """Of the processes that torchrun starts only the first one prints; whether this is it."""
-    from cxr import console
-
-    first = os.environ.get("RANK", "0") == "0"
-    console.out.quiet = console.err.quiet = not first
-    return first
-
-
-def follow(*words: str, **options) -> None:
-    """Say which command comes next; options that are None are left out."""
-    from cxr import console
-
-    for name, value in options.items():
-        if value is not None:
-            words += ("--" + name.replace("_", "-"), str(value))
-    console.say(f"next:  {shlex.join(('cxrgan', *words))}")
-
-
-def print_json(numbers: dict | list) -> None:
-    click.echo(json.dumps(numbers, indent=1))
 
 
 def gather(arguments: Sequence[str | Path]) -> tuple[list[Path], int]:

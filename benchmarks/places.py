@@ -10,9 +10,9 @@ import click
 import numpy as np
 
 from cxr.checkpoints import load_model
+from cxr.classifier import predict
 from cxr.datasets import open_dataset
-from cxr.measures import auroc
-from cxr.train_cnn import predict
+from cxr.metrics import auroc
 
 DRAWS = 5
 

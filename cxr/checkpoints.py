@@ -9,8 +9,8 @@ import dataclasses
 import importlib.util
 import json
 import os
-import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from cxr.networks import (
     EncoderConfig,
     Generator,
     GeneratorConfig,
+    grow,
+    outgrows,
 )
 
 FORMAT = 1
@@ -157,48 +159,6 @@ def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
         grow(network, held[name])
 
 
-def outgrows(config, smaller) -> bool:
-    """Whether a network of this config is one of `smaller`, of the same kind, with more stages at
-    the image's end: what `grow` needs."""
-    n = len(smaller.channels)
-    first = isinstance(config, GeneratorConfig)  # its channels begin at 4 x 4, the others end there
-    shared = config.channels[:n] if first else config.channels[-n:]
-    fewer = {"layers": smaller.layers} if isinstance(config, EncoderConfig) else {}
-    return dataclasses.replace(config, channels=shared, **fewer) == smaller
-
-
-@torch.no_grad()
-def grow(network: nn.Module, smaller: nn.Module) -> None:
-    """Give a network the weights of one for smaller images, counted from 4 x 4; see `outgrows`.
-
-    The new stages and a discriminator's first convolution stay as they are, except that a
-    generator's stages draw nothing at first: it begins with the smaller one's image, enlarged
-    (progressive growing, Karras et al. 2018, section 2, without the fading in). An encoder's new
-    layers begin with the `w1` of the last. A generator's random structures are fitted anew in
-    training: a smaller one's, of fewer layers, are not copied.
-    """
-    config, old = network.config, smaller.config
-    shift = (len(config.channels) - len(old.channels)) * getattr(config, "blocks", 1)
-    weights = network.state_dict()
-    for key, value in smaller.state_dict().items():
-        if key.startswith("stem") and shift:  # a discriminator's, as wide as its first stage
-            continue
-        if not key.startswith("trunk.0."):  # of blocks counted from the image
-            key = re.sub(r"^(trunk|blocks)\.(\d+)", lambda m: f"{m[1]}.{int(m[2]) + shift}", key)
-        if key.startswith("structure.") and isinstance(config, GeneratorConfig):
-            if weights[key].shape != value.shape:
-                continue
-        elif key.startswith("structure."):
-            last = value[-config.w :]
-            value = torch.cat([value, *[last] * (config.layers - old.layers)])
-        weights[key] = value
-    network.load_state_dict(weights)
-    if isinstance(network, Generator):
-        for layer in network.layers[len(smaller.layers) :]:
-            if layer.image_weight is not None:
-                layer.image_weight.zero_()
-
-
 def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") -> Model:
     """A classifier from a model file, or from `FILE.py:FUNCTION`, a user's own.
 
@@ -309,3 +269,34 @@ def unpack(tensors: dict[str, Tensor], parts: dict[str, nn.Module | torch.optim.
 
 def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
+
+
+def contents(name: str) -> list[tuple[str, str]]:
+    """Networks with their sizes, then everything that the metadata of a model file say.
+
+    Raises CxrError if it is no model file or a shipped model's name.
+    """
+    model = load_model(name)
+    networks = [
+        (kind, f"{sum(p.numel() for p in network.parameters()):,} parameters")
+        for kind, network in model.networks.items()
+    ]
+    return networks + list(_leaves(model.info))
+
+
+def _leaves(tree: dict, above: str = "") -> Iterator[tuple[str, str]]:
+    """Every leaf of nested dictionaries under its dotted name; an interval is one leaf."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and "low" in value:
+            interval = f"{_text(value['low'])} to {_text(value['high'])}"
+            yield above + name, f"{_text(value['value'])} ({interval})"
+        elif isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        elif value is not None:
+            yield above + name, _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,13 @@
 """What the terminal shows: progress, tables and warnings, all on stderr but the tables."""
 
+import json
+import math
+import os
+import shlex
 from contextlib import contextmanager
+from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -68,3 +74,54 @@ def say(line: str) -> None:
 def warn(line: str) -> None:
     """One line on stderr that begins with `warning:`."""
     say(f"warning: {line}")
+
+
+def classifier(title: str, metrics: dict[str, dict]) -> None:
+    """The table of metrics that carry an interval: {name: {value, low, high, n}}."""
+    rows = [
+        (name, number(m["value"]), f"{number(m['low'])} to {number(m['high'])}", m["n"])
+        for name, m in metrics.items()
+    ]
+    table(title, ("classifier", "value", "95% interval", "images"), rows)
+
+
+def explanation(path: Path, folder: Path, numbers: dict) -> None:
+    rows = [
+        ("P(disease), original", number(numbers["original"]["probability"])),
+        ("P(disease), reconstruction", number(numbers["reconstruction"]["probability"])),
+        ("P(disease), healthy end", number(numbers["probability"][0])),
+        ("P(disease), diseased end", number(numbers["probability"][-1])),
+        ("P(disease), counterfactual", number(numbers["counterfactual"]["probability_overlaid"])),
+        ("its pixels changed", number(numbers["counterfactual"]["changed_overlaid"])),
+        ("dose found", number(numbers["found_dose"])),
+        ("verdict flipped", "yes" if numbers["counterfactual"]["flipped_overlaid"] else "no"),
+        ("SSIM of the reconstruction", number(numbers["reconstruction"]["ssim"])),
+        ("spread over restarts", number(numbers["restarts"]["spread"])),
+        ("completeness error", number(numbers["completeness_error"])),
+        ("written to", folder),
+    ]
+    table(click.format_filename(path.name), ("explanation", ""), rows)
+
+
+def number(value: float | None) -> str:
+    """Four decimals, or a dash for what is no number."""
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def quiet_unless_first() -> bool:
+    """Of the processes that torchrun starts only the first one prints; whether this is it."""
+    first = os.environ.get("RANK", "0") == "0"
+    out.quiet = err.quiet = not first
+    return first
+
+
+def follow(*words: str, **options) -> None:
+    """Say which command comes next; options that are None are left out."""
+    for name, value in options.items():
+        if value is not None:
+            words += ("--" + name.replace("_", "-"), str(value))
+    say(f"next:  {shlex.join(('cxrgan', *words))}")
+
+
+def print_json(numbers: dict | list) -> None:
+    click.echo(json.dumps(numbers, indent=1))

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from cxr import CxrError, UsageError, attribution, images
 from cxr.checkpoints import Model, load_classifier, load_model, shipped, weights_folder
+from cxr.classifier import to_tensor
+from cxr.device import find_device
 from cxr.explanation import Explanation, doubts, measure
 from cxr.inversion import invert, sampled_directions
-from cxr.monitor import draw_codes, walk
 from cxr.networks import Classifier
 from cxr.overlay import lay_over
-from cxr.train_cnn import to_tensor
-from cxr.training import find_device
+from cxr.sampling import draw_codes, walk
 
 
 def explain(

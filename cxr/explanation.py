@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cxr import __version__, attribution, figures, images, measures
+from cxr import __version__, attribution, film, metrics
 from cxr.checkpoints import Model, save
+from cxr.classifier import likeness, to_uint8
 from cxr.files import write_text
 from cxr.inversion import Codes
-from cxr.monitor import to_uint8
 from cxr.overlay import Overlay
-from cxr.train_cnn import likeness
 
 CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
 
@@ -52,8 +51,8 @@ class Explanation:
         """Write the explanation folder: GIF, panel, CSV, JSON and safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        images.write_gif(folder / "explanation.gif", self.film(), 0.12)
-        images.write_png(folder / "panel.png", self.panel())
+        film.write_gif(folder / "explanation.gif", self.film(), 0.12)
+        film.write_png(folder / "panel.png", self.panel())
         columns = ("dose", "logit", "probability", "probability_overlaid")
         rows = zip(*(self.numbers[key] for key in columns))
         lines = [",".join(columns)] + [f"{d:.4f},{z:.4f},{p:.6f},{o:.6f}" for d, z, p, o in rows]
@@ -70,7 +69,7 @@ class Explanation:
 
     def film(self) -> list[np.ndarray]:
         """The frames of the GIF, uint8 RGB."""
-        return figures.film(
+        return film.film(
             to_uint8(self.frames[:, 0]),
             to_uint8(self.overlaid[:, 0]),
             self.doses.tolist(),
@@ -100,9 +99,7 @@ class Explanation:
             f"completeness error {n['completeness_error']:.3f}. The counterfactual is the original, "
             "changed within a mask sought for this classifier."
         )
-        return figures.panel(
-            tiles, "\n".join([caption, *(f"Warning: {w}." for w in self.warnings)])
-        )
+        return film.panel(tiles, "\n".join([caption, *(f"Warning: {w}." for w in self.warnings)]))
 
     def drawn(self, name: str) -> np.ndarray:
         """A map [R, R] as pictures show it: with its signs, smoothed by a Gaussian of R / 32."""
@@ -151,9 +148,9 @@ def _reconstruction(found: Explanation, model: Model) -> dict[str, float]:
     return {
         "probability": probability,
         "probability_gap": abs(probability - _sigmoid(found.original)),
-        "psnr": measures.psnr(x, copy).item(),
-        "ssim": measures.ssim(x, copy).item(),
-        "ssim_encoder": measures.ssim(x, encoded).item(),
+        "psnr": metrics.psnr(x, copy).item(),
+        "ssim": metrics.ssim(x, copy).item(),
+        "ssim_encoder": metrics.ssim(x, encoded).item(),
     }
 
 
@@ -188,7 +185,7 @@ def _restarts(found: Explanation, model: Model) -> dict:
         "count": len(copies),
         "spread": spread.item() if len(copies) > 1 else None,
         "doses": codes.z2.norm(dim=1).tolist(),
-        "ssim": measures.ssim(found.image.expand_as(copies), copies).tolist(),
+        "ssim": metrics.ssim(found.image.expand_as(copies), copies).tolist(),
     }
 
 

@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 
-import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from cxr import CxrError, UsageError
-from cxr.files import replacing
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
@@ -128,62 +126,6 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
         name = next(name for name in tries if name.casefold() not in names)
         names[name.casefold()] = name
     return list(names.values())
-
-
-def write_png(path: str | Path, image: np.ndarray) -> None:
-    """Write uint8 [H, W] or [H, W, 3] as PNG, whole or not at all. Raises CxrError."""
-    with replacing(path) as temporary:
-        imageio.imwrite(temporary, image, extension=".png")
-
-
-def write_gif(path: str | Path, frames: Sequence[np.ndarray], seconds: float) -> None:
-    """Write F frames, uint8 [H, W] or [H, W, 3], as a GIF that plays forth and back for ever.
-
-    It holds 2F - 2 frames, each shown for `seconds`, and rests on the first and the last. One
-    palette serves all frames, so that nothing flickers. Raises CxrError.
-    """
-    height, width = frames[0].shape[:2]
-    strip = _indexed(np.array(Image.fromarray(np.concatenate(frames)).convert("RGB")))
-    tops = range(0, strip.height, height)
-    forth = [strip.crop((0, top, width, top + height)) for top in tops]
-    shown = [round(1000 * seconds)] * len(forth)  # milliseconds
-    shown[0] = shown[-1] = 4 * shown[0]
-    first, *rest = forth + forth[-2:0:-1]
-    times = shown + shown[-2:0:-1]
-    with replacing(path) as temporary:
-        first.save(
-            temporary, "GIF", save_all=True, append_images=rest, duration=times, loop=0, disposal=1
-        )
-
-
-def _indexed(pixels: np.ndarray) -> Image.Image:
-    """uint8 [H, W, 3] -> a palette image: 128 exact greys, and the best 128 colours for the rest.
-
-    Pillow's own choices either drown a thin red curve in X-ray greys or tint the X-ray.
-    """
-    levels = np.rint(np.linspace(0, 255, 128)).astype(int)
-    palette = levels.repeat(3).tolist()
-    index = np.uint8(np.rint(pixels[..., 0] * (127 / 255)))
-    coloured = np.ptp(pixels, axis=-1) > 0
-    if coloured.any():
-        rest = Image.fromarray(pixels[coloured][None]).quantize(128)  # one long row
-        palette += rest.getpalette()
-        index[coloured] = 128 + np.array(rest)[0]
-    image = Image.fromarray(index)
-    image.putpalette(palette)
-    return image
-
-
-def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:
-    """Images uint8 [rows, columns, R, R] -> one sheet uint8, `gap` grey pixels between them."""
-    rows, columns, side, _ = images.shape
-    step = side + gap
-    sheet = np.full((rows * step - gap, columns * step - gap), 64, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * step, column * step
-            sheet[top : top + side, left : left + side] = images[row, column]
-    return sheet
 
 
 def _is_dicom(path: Path) -> bool:

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxr import losses
+from cxr import metrics
 from cxr.checkpoints import Model
-from cxr.monitor import DOSES
-from cxr.training import rng
+from cxr.device import rng
+from cxr.sampling import DOSES
 
 RATE = 0.03  # of the refinement of `w1`; of the rest a third
 DIRECTIONS = 8  # of disease, tried on a healthy image
@@ -123,7 +123,7 @@ def inversion_loss(
     response, path = F.smooth_l1_loss(
         model.classifier(both), torch.cat([target.expand(k), named]), reduction="none"
     ).chunk(2)
-    image = torch.stack([losses.image(copy[None], x) for copy in both[:k]])
+    image = torch.stack([metrics.image_distance(copy[None], x) for copy in both[:k]])
     change = (both[k:] - both[:k]).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
     detail = codes.detail.square().mean((1, 2, 3))

@@ -4,16 +4,25 @@ Images are `[N, 1, R, R]` in [-1, 1]. `z1` is the lung structure, `z2 = dose * u
 on the unit sphere; `w1` and `w2` are their style vectors.
 """
 
+import dataclasses
 import math
+import re
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxr import ops
-from cxr.group_norm import GroupNorm
+from cxr.layers import (
+    DiscriminatorBlock,
+    EqualConv,
+    EqualLinear,
+    Mapping,
+    ModulatedLayer,
+    Structures,
+    Trunk,
+)
 
 
 @dataclass(frozen=True)
@@ -97,128 +106,6 @@ PRESETS = {
 }
 
 
-class EqualLinear(nn.Module):
-    """Linear layer with equalised learning rate (Karras et al. 2018, section 4.1).
-
-    `rate` slows learning: the stored weights are larger by 1 / rate than the ones used.
-    """
-
-    def __init__(self, inputs: int, outputs: int, bias: float | None = 0.0, rate: float = 1.0):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
-        self.bias = None if bias is None else nn.Parameter(torch.full((outputs,), bias / rate))
-        self.scale, self.rate = rate / math.sqrt(inputs), rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias * self.rate
-        return F.linear(x, self.weight * self.scale, bias)
-
-
-class EqualConv(nn.Module):
-    """Convolution without bias, with equalised learning rate."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int):
-        super().__init__()
-        raw = torch.randn(outputs, inputs, kernel, kernel)
-        self.raw = nn.Parameter(raw.to(memory_format=torch.channels_last))
-        self.scale = 1 / math.sqrt(inputs * kernel * kernel)
-
-    def weight(self) -> Tensor:
-        return self.raw * self.scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight(), padding=self.raw.shape[2] // 2)
-
-
-class Mapping(nn.Module):
-    """`z` [N, inputs] to `w` [N, width]: leaky ReLU between equalised linear layers.
-
-    It has no biases and so is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
-    `M(0) = 0`: scaling `z` walks a straight line in style space.
-    """
-
-    def __init__(self, inputs: int, width: int, depth: int = 3):
-        super().__init__()
-        sizes = (inputs,) + (width,) * depth
-        self.layers = nn.ModuleList(
-            EqualLinear(a, b, bias=None, rate=0.1) for a, b in pairwise(sizes)
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        for layer in self.layers:
-            z = F.leaky_relu(layer(z), ops.SLOPE) * ops.GAIN
-        return z
-
-
-class Structures(nn.Module):
-    """The Gaussian of the structures that an encoder finds, `z1` [N, z1] to `w1` [N, layers, w].
-
-    Its mean and principal components are fitted, not trained, so that random lungs have structures
-    such as real ones have (benchmarks/trials.md).
-    """
-
-    def __init__(self, z1: int, layers: int, w: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(layers, w))
-        self.register_buffer("components", torch.randn(z1, layers, w) / math.sqrt(z1))
-
-    def forward(self, z1: Tensor) -> Tensor:
-        return self.mean + torch.tensordot(z1, self.components, 1)  # [N, layers, w]
-
-    @torch.no_grad()
-    def fit(self, w1: Tensor) -> None:
-        """Become the Gaussian of `w1` [n, layers, w]."""
-        if not w1.isfinite().all():  # training has diverged, and its loop says so
-            return
-        self.mean.copy_(w1.mean(0))
-        apart = (w1 - self.mean).flatten(1)
-        _, size, direction = torch.linalg.svd(apart, full_matrices=False)
-        found = (size[:, None] * direction / math.sqrt(len(w1) - 1)).unflatten(1, w1.shape[1:])
-        n = min(len(found), len(self.components))
-        self.components.zero_()[:n] = found[:n]
-
-
-class Style(nn.Module):
-    """A layer's style, `A(w1) + B(w2)`; `B` has no bias, so a zero `w2` leaves no trace."""
-
-    def __init__(self, w: int, width: int):
-        super().__init__()
-        self.A = EqualLinear(w, width, bias=1.0)
-        self.B = EqualLinear(w, width, bias=None)
-
-    def forward(self, w1: Tensor, w2: Tensor) -> Tensor:
-        return self.A(w1) + self.B(w2)  # [N, width]
-
-
-class ModulatedLayer(nn.Module):
-    """A shared 3x3 convolution of an input already scaled by its style `s`, then one fused
-    epilogue: demodulation, noise, bias, activation and the next layer's style; at the end of a
-    block also the activation's contribution to the image (Karras et al. 2020, section 2.2)."""
-
-    def __init__(self, inputs: int, outputs: int, w: int, up: bool, end: bool):
-        super().__init__()
-        self.style = Style(w, inputs)
-        self.conv = EqualConv(inputs, outputs, 3)
-        self.strength = nn.Parameter(torch.zeros(()))  # noise comes in as it is needed
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        self.image_style = Style(w, outputs) if end else None
-        self.image_weight = nn.Parameter(torch.randn(outputs)) if end else None
-        self.up = up
-
-    def forward(self, x, s, s_next, eps, w1, w2) -> tuple[Tensor | None, Tensor | None]:
-        weight = self.conv.weight()
-        d = (s.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()  # [N, O]
-        if self.up:
-            c = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [N, O, 2H + 1, 2W + 1]
-        else:
-            c = F.conv2d(x, weight, padding=1)  # [N, O, H, W]
-        epilogue = (c, d, eps, self.strength, self.bias)
-        if self.image_style is None:
-            return (ops.fir_mod_act if self.up else ops.mod_act)(*epilogue, s_next), None
-        r = self.image_style(w1, w2) * (self.image_weight / math.sqrt(len(self.image_weight)))
-        return (ops.fir_mod_act_image if self.up else ops.mod_act_image)(*epilogue, r, s_next)
-
-
 class Generator(nn.Module):
     """Style-based generator `(w1, z2, noise) -> image` with skip connections to the image."""
 
@@ -285,21 +172,6 @@ class Generator(nn.Module):
         return image + self.image_bias
 
 
-class DiscriminatorBlock(nn.Module):
-    """Residual block that halves the image; activation and blur are one op."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.conv0, self.bias0 = EqualConv(inputs, inputs, 3), nn.Parameter(torch.zeros(inputs))
-        self.conv1, self.bias1 = EqualConv(inputs, outputs, 3), nn.Parameter(torch.zeros(outputs))
-        self.skip = EqualConv(inputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = ops.act_fir(self.conv0(x), self.bias0)  # [N, I, H / 2, W / 2]
-        y = ops.mod_act(self.conv1(y), b=self.bias1)  # [N, O, H / 2, W / 2]
-        return (y + self.skip(ops.fir(x, down=2))) * math.sqrt(0.5)
-
-
 class Discriminator(nn.Module):
     """`(image, dose) -> realness`, conditioned on the dose by projection (Miyato & Koyama 2018).
 
@@ -345,43 +217,6 @@ class Discriminator(nn.Module):
         )
 
 
-class ResidualBlock(nn.Module):
-    """Pre-activation residual block with group normalisation (He et al. 2016)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.norm0, self.norm1 = GroupNorm(inputs), GroupNorm(outputs)
-        self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        nn.init.zeros_(self.conv1.weight)  # starts as the identity
-        self.skip = (
-            nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
-        )
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv0(F.relu(self.norm0(x)))
-        y = self.conv1(F.relu(self.norm1(y)))
-        return y + self.skip(F.avg_pool2d(x, 2) if self.stride == 2 else x)
-
-
-class Trunk(nn.Sequential):
-    """Image [N, 1, R, R] to features [N, channels[-1], R / 2^stages, ...]: each image is first
-    brought to zero mean and unit variance, so that exposure alone says nothing."""
-
-    def __init__(self, channels: tuple[int, ...], blocks: int):
-        layers: list[nn.Module] = [nn.Conv2d(1, channels[0], 3, padding=1)]
-        for inputs, outputs in zip((channels[0], *channels), channels):
-            layers += [ResidualBlock(inputs, outputs, stride=2)]
-            layers += [ResidualBlock(outputs, outputs, stride=1) for _ in range(blocks - 1)]
-        super().__init__(*layers, GroupNorm(channels[-1]), nn.ReLU())
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, std = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
-        return super().forward(((x - mean) / (std + 0.01)).to(memory_format=torch.channels_last))
-
-
 class Classifier(nn.Module):
     """A compact residual CNN, `[N, 1, R, R]` to the logit [N] of disease, any R from 32 up.
 
@@ -421,3 +256,45 @@ class Encoder(nn.Module):
         w1 = self.structure(h).unflatten(1, (self.config.layers, self.config.w))
         direction, dose = self.disease(h).float().split((self.config.z2, 1), 1)
         return w1.float(), F.normalize(direction) * dose.sigmoid()
+
+
+def outgrows(config, smaller) -> bool:
+    """Whether a network of this config is one of `smaller`, of the same kind, with more stages at
+    the image's end: what `grow` needs."""
+    n = len(smaller.channels)
+    first = isinstance(config, GeneratorConfig)  # its channels begin at 4 x 4, the others end there
+    shared = config.channels[:n] if first else config.channels[-n:]
+    fewer = {"layers": smaller.layers} if isinstance(config, EncoderConfig) else {}
+    return dataclasses.replace(config, channels=shared, **fewer) == smaller
+
+
+@torch.no_grad()
+def grow(network: nn.Module, smaller: nn.Module) -> None:
+    """Give a network the weights of one for smaller images, counted from 4 x 4; see `outgrows`.
+
+    The new stages and a discriminator's first convolution stay as they are, except that a
+    generator's stages draw nothing at first: it begins with the smaller one's image, enlarged
+    (progressive growing, Karras et al. 2018, section 2, without the fading in). An encoder's new
+    layers begin with the `w1` of the last. A generator's random structures are fitted anew in
+    training: a smaller one's, of fewer layers, are not copied.
+    """
+    config, old = network.config, smaller.config
+    shift = (len(config.channels) - len(old.channels)) * getattr(config, "blocks", 1)
+    weights = network.state_dict()
+    for key, value in smaller.state_dict().items():
+        if key.startswith("stem") and shift:  # a discriminator's, as wide as its first stage
+            continue
+        if not key.startswith("trunk.0."):  # of blocks counted from the image
+            key = re.sub(r"^(trunk|blocks)\.(\d+)", lambda m: f"{m[1]}.{int(m[2]) + shift}", key)
+        if key.startswith("structure.") and isinstance(config, GeneratorConfig):
+            if weights[key].shape != value.shape:
+                continue
+        elif key.startswith("structure."):
+            last = value[-config.w :]
+            value = torch.cat([value, *[last] * (config.layers - old.layers)])
+        weights[key] = value
+    network.load_state_dict(weights)
+    if isinstance(network, Generator):
+        for layer in network.layers[len(smaller.layers) :]:
+            if layer.image_weight is not None:
+                layer.image_weight.zero_()

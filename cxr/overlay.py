@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxr.training import rng
+from cxr.device import rng
 
 CELLS = 16  # of the mask along each side: a coarse one is no adversarial pattern
 STEPS = 60  # of its descent

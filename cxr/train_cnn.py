@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,21 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxr import UsageError, augment, datasets, measures
+from cxr import UsageError, augment, datasets, metrics
 from cxr.checkpoints import Model, start_from
-from cxr.datasets import Dataset, Pictures
-from cxr.networks import PRESETS, Classifier
-from cxr.training import (
-    Run,
-    World,
-    find_device,
-    half_precision,
-    loop,
-    rng,
-    update_ema,
+from cxr.classifier import (
+    PERTURBATIONS,
+    classifier_metrics,
+    likeness_threshold,
+    mean_image,
+    predict,
+    to_tensor,
 )
-
-PERTURBATIONS = ("clean", "gamma", "blur", "crop", "noise")
+from cxr.datasets import Dataset
+from cxr.device import find_device, half_precision, rng
+from cxr.networks import PRESETS, Classifier
+from cxr.patients import SPLIT_RULE
+from cxr.training import Run, World, loop, update_ema
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class Trainer:
         which weights are kept, since the former saturates."""
         images, labels = self.data.pictures("val"), self.data.labels[self.data.rows("val")]
         aurocs = {
-            change: measures.auroc(predict(self.ema, images, self.device, change), labels)
+            change: metrics.auroc(predict(self.ema, images, self.device, change), labels)
             for change in PERTURBATIONS
         }
         robust = float(np.mean(list(aurocs.values())))
@@ -172,58 +171,19 @@ def schedule(done: float) -> float:
     return min(1.0, done / 0.03 + 1e-3) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def batches(
-    images: np.ndarray | Pictures, device: str | torch.device, size: int = 256
-) -> Iterator[Tensor]:
-    """uint8 images [N, R, R], memory-mapped or not, as tensors of `size` images at most."""
-    for first in range(0, len(images), size):
-        yield to_tensor(images[first : first + size], device)
-
-
-@torch.no_grad()
-def predict(
-    classifier: nn.Module,
-    images: np.ndarray | Pictures,
-    device: str | torch.device,
-    change: str = "clean",
-) -> np.ndarray:
-    """Logits [N], in fp32, of uint8 images [N, R, R] under one of PERTURBATIONS."""
-    logits = [classifier(perturb(x, change)).float() for x in batches(images, device)]
-    return torch.cat(logits).cpu().numpy()
-
-
-def perturb(x: Tensor, change: str) -> Tensor:
-    """One fixed change of all images: gamma 0.7, a 5x5 blur, a crop to 90%, noise of 0.05."""
-    zeros = torch.zeros(len(x), device=x.device)
-    if change == "gamma":
-        return augment.shade(x, zeros, zeros, zeros + math.log(0.7))
-    if change == "blur":
-        return augment.blurred(x)
-    if change == "crop":
-        return augment.move(x, zeros, zeros - math.log(0.9), zeros, zeros, zeros)
-    if change == "noise":
-        return x + 0.1 * torch.randn(1, *x.shape[1:], generator=rng(0)).to(x.device)
-    return x
-
-
-def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-    """uint8 [N, R, R] to float32 [N, 1, R, R] in [-1, 1]."""
-    return torch.from_numpy(np.array(images)).to(device)[:, None].float() / 127.5 - 1
-
-
 def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -> Model:
     """Calibrate on validation, measure on test, and put together the model."""
     device = network.temperature.device
     rows = data.rows("val")
     logits = predict(network, data.pictures("val"), device)
-    network.temperature.fill_(measures.fit_temperature(logits, data.labels[rows]))
+    network.temperature.fill_(metrics.fit_temperature(logits, data.labels[rows]))
     mean = mean_image(data)
     seen = {**provenance(config, data), "seen": progress["images"]}
     info = {
         "size": config.pixels,
         "fit": config.fit,
         "classes": list(data.classes),
-        "split": datasets.SPLIT_RULE,
+        "split": SPLIT_RULE,
         "fold": config.fold,
         "provenance": {"data": data.name, "counts": data.counts(), "classifier": seen},
         "metrics": {"classifier": classifier_metrics(network, data, "test", device)},
@@ -236,47 +196,3 @@ def provenance(config, data: Dataset) -> dict:
     """A training's options for its model file, which travels: names instead of paths."""
     start = config.start and Path(config.start).name
     return {**dataclasses.asdict(config), "data": data.name, "start": start}
-
-
-def classifier_metrics(
-    classifier: nn.Module, data: Dataset, split: str, device: str | torch.device
-) -> dict:
-    """AUROC, accuracy, sensitivity, specificity and calibration error with bootstrap intervals
-    over patients, and AUROC under each fixed perturbation; each {value, low, high, n}."""
-    rows = data.rows(split)
-    images, labels = data.pictures(split), data.labels[rows]
-    patients = np.array([data.patients[row] for row in rows])
-
-    def interval(statistic, scores: np.ndarray) -> dict:
-        return measures.bootstrap(statistic, patients, scores, labels)
-
-    logits = {change: predict(classifier, images, device, change) for change in PERTURBATIONS}
-    probabilities = 1 / (1 + np.exp(-logits["clean"]))
-    return {
-        "auroc": interval(measures.auroc, logits["clean"]),
-        "accuracy": interval(measures.accuracy, probabilities),
-        "sensitivity": interval(measures.sensitivity, probabilities),
-        "specificity": interval(measures.specificity, probabilities),
-        "ece": interval(measures.calibration_error, probabilities),
-    } | {f"auroc_{c}": interval(measures.auroc, logits[c]) for c in PERTURBATIONS[1:]}
-
-
-def mean_image(data: Dataset) -> Tensor:
-    """The mean [1, 1, R, R] of the training images."""
-    pictures = data.pictures("train")
-    parts = [x.sum(0, keepdim=True) for x in batches(pictures, "cpu")]
-    return torch.stack(parts).sum(0) / len(pictures)
-
-
-def likeness(x: Tensor, mean: Tensor) -> Tensor:
-    """Correlation [N] of images [N, 1, R, R] with the training set's mean image, both at 16x16:
-    low for a CT slice, a photograph, an inverted or overturned radiograph."""
-    a, b = (F.adaptive_avg_pool2d(t.float(), 16).flatten(1) for t in (x, mean))
-    a, b = (t - t.mean(1, keepdim=True) for t in (a, b))
-    return F.cosine_similarity(a, b)
-
-
-def likeness_threshold(data: Dataset, mean: Tensor) -> float:
-    """The likeness that all but 1% of the validation images exceed."""
-    parts = [likeness(x, mean) for x in batches(data.pictures("val"), "cpu")]
-    return float(torch.cat(parts).quantile(0.01))

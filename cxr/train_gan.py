@@ -13,20 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, augment, datasets, images, losses, monitor, train_cnn
-from cxr.checkpoints import Model, load_classifier, start_from
-from cxr.datasets import Dataset
-from cxr.networks import PRESETS, Discriminator, Encoder, Generator
-from cxr.train_cnn import predict, provenance, to_tensor
-from cxr.training import (
-    Run,
-    World,
-    find_device,
-    half_precision,
-    loop,
-    rng,
-    update_ema,
+from cxr import (
+    CxrError,
+    UsageError,
+    augment,
+    classifier,
+    datasets,
+    film,
+    metrics,
+    sampling,
 )
+from cxr.checkpoints import Model, load_classifier, start_from
+from cxr.classifier import predict, to_tensor
+from cxr.datasets import Dataset
+from cxr.device import find_device, half_precision, rng
+from cxr.networks import PRESETS, Discriminator, Encoder, Generator
+from cxr.train_cnn import provenance
+from cxr.training import Run, World, loop, update_ema
 
 FIT_EVERY = 128  # steps between fits of the random structures to those found
 
@@ -68,9 +71,9 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     model = load_classifier(config.classifier, PRESETS[config.preset].size, device)
     data = open_data(config, model)
     if "mean_image" not in model.buffers:  # a user's own classifier comes without
-        mean = train_cnn.mean_image(data)
+        mean = classifier.mean_image(data)
         model.buffers["mean_image"] = mean.to(device)
-        model.info["thresholds"]["likeness"] = train_cnn.likeness_threshold(data, mean)
+        model.info["thresholds"]["likeness"] = classifier.likeness_threshold(data, mean)
     run = Run(out, config, resume, world)
     trainer = Trainer(config, data, model, device, world, run)
     if resume:
@@ -282,7 +285,7 @@ class Trainer:
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         terms = {"D": loss.detach(), "sign": real.detach().sign().mean()}
         if self.step_number % self.config.r1_every == 0:
-            penalty = losses.r1(self.D, reals, batch.real_doses)
+            penalty = r1(self.D, reals, batch.real_doses)
             loss = loss + penalty * self.config.r1 / 2 * self.config.r1_every
             terms["r1"] = penalty.detach()
         self.opt_D.zero_grad()
@@ -314,9 +317,9 @@ class Trainer:
         terms = {
             "G": F.softplus(-score).mean(),
             "response": F.smooth_l1_loss(logits, torch.cat(target)) * self.config.response,
-            "latent": losses.latent(w1_read, z2_read, fakes.w1, fakes.z2) * self.config.latent,
-            "image": losses.image(fakes.copies, fakes.originals) * self.config.image,
-            "proximity": losses.proximity(fakes.images) * self.config.proximity,
+            "latent": latent(w1_read, z2_read, fakes.w1, fakes.z2) * self.config.latent,
+            "image": metrics.image_distance(fakes.copies, fakes.originals) * self.config.image,
+            "proximity": proximity(fakes.images) * self.config.proximity,
             "dose": (fakes.found - self.model.dose(target[1])).square().mean(),
         }
         self.opt_G.zero_grad()
@@ -335,7 +338,9 @@ class Trainer:
         self.fit_structures(self.G_ema, self.E_ema)
         x = to_tensor(self.data.images[self.validation], self.device)
         labels = torch.from_numpy(self.data.labels[self.validation]).to(self.device)
-        row = monitor.measure_fakes(self.model) | monitor.measure_inversions(self.model, x, labels)
+        row = sampling.measure_fakes(self.model) | sampling.measure_inversions(
+            self.model, x, labels
+        )
         seen = self.progress["images"]
         if not row["spread"] >= 0.1 * x.std(0).mean().item():  # nor is it if it is no number
             raise CxrError(
@@ -343,9 +348,9 @@ class Trainer:
                 f"good state is kept in {self.run.folder}; begin again with another --seed and --out"
             )
         if self.world.first:
-            sheet = monitor.sheet(self.model, x[:8])
+            sheet = sampling.sheet(self.model, x[:8])
             (self.run.folder / "samples").mkdir(exist_ok=True)
-            images.write_png(self.run.folder / "samples" / f"{seen:08d}.png", sheet)
+            film.write_png(self.run.folder / "samples" / f"{seen:08d}.png", sheet)
             self.model.info["provenance"]["gan"] = {
                 **provenance(self.config, self.data),
                 "classifier": self.model.path.name,
@@ -379,3 +384,26 @@ def trim(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both cut to the shorter one's length."""
     n = min(len(a), len(b))
     return a[:n], b[:n]
+
+
+def r1(D: nn.Module, x: Tensor, doses: Tensor) -> Tensor:
+    """`E |grad_x D(x)|^2` on real images (Mescheder et al. 2018, equation 9)."""
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(D(x, doses).sum(), x, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean()
+
+
+def latent(w1_read: Tensor, z2_read: Tensor, w1: Tensor, z2: Tensor) -> Tensor:
+    """The encoder finds the codes `w1` [n/2, layers, w] and `z2` [n, z2] in the fakes, lungs at
+    dose 0 and then the same at a dose, and one `w1` whatever the dose."""
+    healthy, diseased = w1_read.chunk(2)
+    structure = F.mse_loss(w1_read, torch.cat([w1, w1]).detach().float())
+    disease = (z2_read - z2.detach()).square().sum(1).mean()
+    return structure + disease + (healthy - diseased).square().mean()
+
+
+def proximity(pairs: Tensor) -> Tensor:
+    """Mean absolute difference of lungs [n, 1, R, R] at dose 0, the first half, and the same at a
+    dose: discriminator and classifier want the disease there, nothing wants more to move."""
+    healthy, diseased = pairs.chunk(2)
+    return (diseased - healthy).abs().mean()

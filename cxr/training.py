@@ -6,7 +6,6 @@ several processes can take its share of one global draw.
 """
 
 import contextlib
-import ctypes
 import json
 import math
 import os
@@ -20,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, build, checkpoints, console
+from cxr import CxrError, UsageError, checkpoints, console
 from cxr.files import write_text
 
 
@@ -68,56 +67,6 @@ class World:
         if self.size > 1:
             dist.barrier()
             dist.destroy_process_group()
-
-
-def find_device(name: str = "auto") -> torch.device:
-    """`auto`, `cpu` or `cuda[:N]` as a device that is there, with the native kernels loaded and
-    the allocator set up for it."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name}: say auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name}: say auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
-            raise UsageError(f"--device {name}: torch sees no such GPU here; say --device cpu")
-        torch.cuda.set_device(device)
-    else:
-        _keep_freed_memory()
-    torch.set_flush_denormal(True)  # Adam's moments of idle weights decay to them, and crawl
-    build.load()
-    return device
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc reuse freed activations rather than hand them back: fresh pages cost more than
-    the arithmetic done on them."""
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: never map a tensor on its own
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
-
-
-def half_precision(device: torch.device) -> torch.autocast:
-    """bf16 autocast where the hardware multiplies in it, else a context that does nothing."""
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        able = torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=able)
-
-
-def rng(*seed: int) -> torch.Generator:
-    """A CPU generator for these numbers: (seed, step, purpose)."""
-    mixed = 0
-    for number in seed:
-        mixed = (mixed * 1_000_003 + number + 1) % (2**63 - 25)
-    return torch.Generator().manual_seed(mixed)
 
 
 @torch.no_grad()

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from cxr import CxrError, UsageError, checkpoints, ops
-from cxr.checkpoints import grow, outgrows
-from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
+from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator, grow, outgrows
 
 
 def test_model_file_gives_back_the_same_answers(model, model_file):

@@ -11,7 +11,8 @@ from PIL import Image
 
 import cxr
 from cxr import CxrError, UsageError, images
-from cxr.datasets import balanced_batch, open_dataset, patient_of, split_of
+from cxr.datasets import balanced_batch, open_dataset
+from cxr.patients import patient_of, split_of
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cxr import CxrError, UsageError, checkpoints, explain, explanation, images, inversion, losses
+from cxr import (
+    CxrError,
+    UsageError,
+    checkpoints,
+    explain,
+    explanation,
+    film,
+    inversion,
+    metrics,
+)
 
 QUICK = {"frames": 5, "restarts": 2, "refine": 3, "device": "cpu"}
 
@@ -60,8 +69,8 @@ def test_explanation_folder_holds_what_is_promised(bright, image, tmp_path):
     assert [float(r["dose"]) for r in rows] == [0, 0.25, 0.5, 0.75, 1]
     tensors = load_file(tmp_path / "out" / "latents.safetensors")
     assert tensors["frames"].shape == (5, 1, 32, 32) and tensors["maps.latent_ig"].shape == (32, 32)
-    with Image.open(tmp_path / "out" / "explanation.gif") as film:
-        assert film.n_frames == 8  # forth and back
+    with Image.open(tmp_path / "out" / "explanation.gif") as gif:
+        assert gif.n_frames == 8  # forth and back
 
 
 def test_frames_are_reproduced_from_the_saved_codes(bright, image, tmp_path):
@@ -120,7 +129,7 @@ def test_refinement_brings_the_reconstruction_nearer(bright, image):
     after = explain.explain(image, bright, **{**quick, "refine": 40})
 
     def loss(e):
-        return losses.image(e.copies[:1], e.image).item()
+        return metrics.image_distance(e.copies[:1], e.image).item()
 
     assert loss(after) < 0.9 * loss(before)
 
@@ -129,7 +138,7 @@ def test_refinement_finds_a_detail_that_brings_the_reconstruction_nearer(bright,
     e = explain.explain(image, bright, **{**QUICK, "refine": 40})
     plain = dataclasses.replace(e.codes, detail=torch.zeros_like(e.codes.detail))
     without = plain.best.draw(bright.generator, e.codes.z2[:1]).clamp(-1, 1)
-    near, far = (losses.image(copy, e.image).item() for copy in (e.copies[:1], without))
+    near, far = (metrics.image_distance(copy, e.image).item() for copy in (e.copies[:1], without))
     assert near < 0.98 * far
 
 
@@ -209,7 +218,7 @@ def test_a_path_that_laid_over_the_image_does_not_flip_is_doubted(bright, image)
 
 
 def test_files_arrays_and_tensors_are_taken_alike(bright, image, tmp_path):
-    images.write_png(tmp_path / "x.png", image)
+    film.write_png(tmp_path / "x.png", image)
     tensor = torch.from_numpy(image / np.float32(127.5) - 1)[None, None]
     for other in (tmp_path / "x.png", tensor):
         torch.testing.assert_close(explain.prepare(other, bright), explain.prepare(image, bright))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from cxr import CxrError, UsageError, images
+from cxr import CxrError, UsageError, film, images
 from cxr.files import replacing
 
 RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))  # [48, 64], brighter to the right
@@ -491,34 +491,34 @@ def test_find_images_says_when_there_is_nothing(tmp_path, name):
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3)])
 def test_png_comes_back_as_written(tmp_path, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    images.write_png(tmp_path / "x.png", image)
+    film.write_png(tmp_path / "x.png", image)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "x.png")), image)
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_gif_plays_forth_and_back_for_ever_and_rests_at_both_ends(tmp_path):
     forth = [np.full((20, 30), value, np.uint8) for value in (0, 60, 120, 255)]
-    images.write_gif(tmp_path / "x.gif", forth, 0.1)
-    with Image.open(tmp_path / "x.gif") as film:
-        assert film.info["loop"] == 0
+    film.write_gif(tmp_path / "x.gif", forth, 0.1)
+    with Image.open(tmp_path / "x.gif") as gif:
+        assert gif.info["loop"] == 0
         shown = []
-        for index in range(film.n_frames):
-            film.seek(index)
-            shown.append((film.convert("L").getpixel((5, 5)), film.info["duration"]))
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            shown.append((gif.convert("L").getpixel((5, 5)), gif.info["duration"]))
     assert shown == [(0, 400), (60, 100), (120, 100), (255, 400), (120, 100), (60, 100)]
 
 
 def test_gif_keeps_greys_grey_and_a_thin_red_line_red(tmp_path):
     frame = np.stack([RAMP] * 3, axis=-1)
     frame[20, 10:50] = (255, 96, 72)
-    images.write_gif(tmp_path / "x.gif", [frame, frame[::-1]], 0.1)
-    with Image.open(tmp_path / "x.gif") as film:
-        shown = np.array(film.convert("RGB")).astype(int)
+    film.write_gif(tmp_path / "x.gif", [frame, frame[::-1]], 0.1)
+    with Image.open(tmp_path / "x.gif") as gif:
+        shown = np.array(gif.convert("RGB")).astype(int)
     assert np.abs(shown - frame).max() <= 1
 
 
 def test_gif_of_one_frame_is_a_picture(tmp_path):
-    images.write_gif(tmp_path / "x.gif", [np.stack([RAMP] * 3, axis=-1)], 0.1)
+    film.write_gif(tmp_path / "x.gif", [np.stack([RAMP] * 3, axis=-1)], 0.1)
     np.testing.assert_allclose(images.read(tmp_path / "x.gif"), RAMP / 255, atol=0.01)
 
 
@@ -526,7 +526,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
     with pytest.raises(CxrError, match="cannot be written"):
-        images.write_png(path, np.zeros((20, 20), np.float32))  # no PNG of floats
+        film.write_png(path, np.zeros((20, 20), np.float32))  # no PNG of floats
     with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
@@ -538,12 +538,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_writing_where_there_is_no_folder_says_so(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(CxrError, match="cannot be written"):
-        images.write_png(tmp_path / place, RAMP)
+        film.write_png(tmp_path / place, RAMP)
 
 
 def test_grid_lays_rows_and_columns_with_a_gap():
     tiles = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1) * 40 + np.zeros((1, 1, 8, 8), np.uint8)
-    sheet = images.grid(tiles)
+    sheet = film.grid(tiles)
     assert sheet.shape == (18, 28) and sheet.dtype == np.uint8
     assert (sheet[10:, 20:] == 200).all() and (sheet[:8, :8] == 0).all()
     assert (sheet[8:10] == 64).all() and (sheet[:, 8:10] == 64).all()
@@ -551,7 +551,7 @@ def test_grid_lays_rows_and_columns_with_a_gap():
 
 def test_a_device_or_folder_is_never_replaced(tmp_path):
     with pytest.raises(CxrError, match="no file that could be replaced"):
-        images.write_png(tmp_path, np.zeros((4, 4), np.uint8))
+        film.write_png(tmp_path, np.zeros((4, 4), np.uint8))
     assert tmp_path.is_dir()
 
 
@@ -559,6 +559,6 @@ def test_a_mask_may_be_empty_and_of_any_depth(tmp_path):
     mask = np.zeros((40, 40), np.uint8)
     for full in (0, 1, 255):
         mask[10:20, 10:20] = full
-        images.write_png(tmp_path / "mask.png", mask)
+        film.write_png(tmp_path / "mask.png", mask)
         found = images.load_mask(tmp_path / "mask.png", 40)
         assert found.dtype == bool and np.array_equal(found, mask > 0)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxr import checkpoints, datasets, images, train_cnn, train_gan
+from cxr import checkpoints, classifier, datasets, film, train_cnn, train_gan
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def squares(tmp_path_factory):
                 row, column = rng.integers(4, 20, 2)
                 picture[row : row + 8, column : column + 8] += 60
             picture = picture.clip(0, 255).astype(np.uint8)
-            images.write_png(folder / name / f"{name}{number}x.png", picture)
+            film.write_png(folder / name / f"{name}{number}x.png", picture)
     return folder
 
 
@@ -74,9 +74,9 @@ def test_predictions_do_not_hang_on_the_chunk(trained):
 @pytest.mark.parametrize("change", train_cnn.PERTURBATIONS[1:])
 def test_a_perturbation_changes_the_image_and_is_the_same_every_time(change):
     x = torch.rand(2, 1, 32, 32) * 2 - 1
-    y = train_cnn.perturb(x, change)
+    y = classifier.perturb(x, change)
     assert y.shape == x.shape and (y - x).abs().mean() > 0.01
-    assert torch.equal(y, train_cnn.perturb(x, change))
+    assert torch.equal(y, classifier.perturb(x, change))
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():
@@ -86,8 +86,8 @@ def test_the_rate_warms_up_and_falls_to_nothing():
 
 
 def test_training_stops_when_validation_no_longer_improves(squares, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_cnn.measures, "auroc", lambda scores, labels: 0.5)
-    monkeypatch.setattr(train_cnn.measures, "bootstrap", lambda *a, **k: {})
+    monkeypatch.setattr(train_cnn.metrics, "auroc", lambda scores, labels: 0.5)
+    monkeypatch.setattr(train_cnn.metrics, "bootstrap", lambda *a, **k: {})
     steps = []
     step = train_cnn.Trainer.step
     monkeypatch.setattr(train_cnn.Trainer, "step", lambda self: steps.append(1) or step(self))
@@ -105,6 +105,6 @@ def test_training_stops_when_validation_no_longer_improves(squares, tmp_path, mo
 
 def test_likeness_falls_for_an_inverted_or_overturned_image():
     ramp = torch.linspace(-1, 1, 32).view(1, 1, 32, 1).expand(1, 1, 32, 32)
-    assert train_cnn.likeness(ramp, ramp).item() == pytest.approx(1)
-    assert train_cnn.likeness(-ramp, ramp).item() == pytest.approx(-1)
-    assert train_cnn.likeness(ramp.flip(2), ramp).item() == pytest.approx(-1)
+    assert classifier.likeness(ramp, ramp).item() == pytest.approx(1)
+    assert classifier.likeness(-ramp, ramp).item() == pytest.approx(-1)
+    assert classifier.likeness(ramp.flip(2), ramp).item() == pytest.approx(-1)

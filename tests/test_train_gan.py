@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cxr import CxrError, checkpoints, losses, train_gan, training
-from cxr.train_cnn import to_tensor
+from cxr import CxrError, checkpoints, metrics, train_gan, training
+from cxr.classifier import to_tensor
 from cxr.train_gan import Config, Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def test_r1_is_the_squared_gradient(gan):
 
     x = torch.randn(4, 1, 8, 8)
     expected = (3 * x).square().sum((1, 2, 3)).mean()
-    torch.testing.assert_close(losses.r1(Quadratic(), x, torch.zeros(4)), expected)
+    torch.testing.assert_close(train_gan.r1(Quadratic(), x, torch.zeros(4)), expected)
 
 
 def test_augmentation_grows_while_the_discriminator_is_too_sure(gan):
@@ -110,8 +110,8 @@ def test_augmentation_grows_while_the_discriminator_is_too_sure(gan):
 
 def test_image_loss_is_zero_for_the_same_image_only():
     x = torch.rand(2, 1, 32, 32) * 2 - 1
-    assert losses.image(x, x).item() == pytest.approx(0, abs=1e-5)
-    assert losses.image(x, -x) > 0.5
+    assert metrics.image_distance(x, x).item() == pytest.approx(0, abs=1e-5)
+    assert metrics.image_distance(x, -x) > 0.5
 
 
 def test_a_step_moves_all_three_networks_and_not_the_classifier(gan):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cxr import CxrError, UsageError, checkpoints, train_cnn, train_gan, training
+from cxr import CxrError, UsageError, checkpoints, device, train_cnn, train_gan, training
 
 ROOT = Path(__file__).parent.parent
 QUICK = {
@@ -133,13 +133,13 @@ def test_a_run_is_never_overwritten_nor_resumed_as_another(job, tmp_path):
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "nonsense:1", "meta"])
 def test_an_absent_device_is_refused(name):
     with pytest.raises(UsageError, match=f"--device {name}"):
-        training.find_device(name)
+        device.find_device(name)
 
 
 def test_seeds_that_differ_in_one_number_draw_differently():
-    draws = [torch.randn(4, generator=training.rng(*s)) for s in [(0, 1), (1, 0), (0, 2), (0,)]]
+    draws = [torch.randn(4, generator=device.rng(*s)) for s in [(0, 1), (1, 0), (0, 2), (0,)]]
     assert len({tuple(d.tolist()) for d in draws}) == 4
-    assert torch.equal(draws[0], torch.randn(4, generator=training.rng(0, 1)))
+    assert torch.equal(draws[0], torch.randn(4, generator=device.rng(0, 1)))
 
 
 def test_ema_moves_by_its_decay_and_copies_buffers():

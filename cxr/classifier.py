@@ -1,0 +1,106 @@
+"""What everybody asks of a classifier: images as it takes them, its logits, how good it is.
+
+A classifier is any `nn.Module` from images [N, 1, R, R] in [-1, 1] to a logit [N], in eval mode.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cxr import augment, metrics
+from cxr.datasets import Dataset, Pictures
+from cxr.device import rng
+
+PERTURBATIONS = ("clean", "gamma", "blur", "crop", "noise")
+
+
+def batches(
+    images: np.ndarray | Pictures, device: str | torch.device, size: int = 256
+) -> Iterator[Tensor]:
+    """uint8 images [N, R, R], memory-mapped or not, as tensors of `size` images at most."""
+    for first in range(0, len(images), size):
+        yield to_tensor(images[first : first + size], device)
+
+
+@torch.no_grad()
+def predict(
+    classifier: nn.Module,
+    images: np.ndarray | Pictures,
+    device: str | torch.device,
+    change: str = "clean",
+) -> np.ndarray:
+    """Logits [N], in fp32, of uint8 images [N, R, R] under one of PERTURBATIONS."""
+    logits = [classifier(perturb(x, change)).float() for x in batches(images, device)]
+    return torch.cat(logits).cpu().numpy()
+
+
+def perturb(x: Tensor, change: str) -> Tensor:
+    """One fixed change of all images: gamma 0.7, a 5x5 blur, a crop to 90%, noise of 0.05."""
+    zeros = torch.zeros(len(x), device=x.device)
+    if change == "gamma":
+        return augment.shade(x, zeros, zeros, zeros + math.log(0.7))
+    if change == "blur":
+        return augment.blurred(x)
+    if change == "crop":
+        return augment.move(x, zeros, zeros - math.log(0.9), zeros, zeros, zeros)
+    if change == "noise":
+        return x + 0.1 * torch.randn(1, *x.shape[1:], generator=rng(0)).to(x.device)
+    return x
+
+
+def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+    """uint8 [N, R, R] to float32 [N, 1, R, R] in [-1, 1]."""
+    return torch.from_numpy(np.array(images)).to(device)[:, None].float() / 127.5 - 1
+
+
+def classifier_metrics(
+    classifier: nn.Module, data: Dataset, split: str, device: str | torch.device
+) -> dict:
+    """AUROC, accuracy, sensitivity, specificity and calibration error with bootstrap intervals
+    over patients, and AUROC under each fixed perturbation; each {value, low, high, n}."""
+    rows = data.rows(split)
+    images, labels = data.pictures(split), data.labels[rows]
+    patients = np.array([data.patients[row] for row in rows])
+
+    def interval(statistic, scores: np.ndarray) -> dict:
+        return metrics.bootstrap(statistic, patients, scores, labels)
+
+    logits = {change: predict(classifier, images, device, change) for change in PERTURBATIONS}
+    probabilities = 1 / (1 + np.exp(-logits["clean"]))
+    return {
+        "auroc": interval(metrics.auroc, logits["clean"]),
+        "accuracy": interval(metrics.accuracy, probabilities),
+        "sensitivity": interval(metrics.sensitivity, probabilities),
+        "specificity": interval(metrics.specificity, probabilities),
+        "ece": interval(metrics.calibration_error, probabilities),
+    } | {f"auroc_{c}": interval(metrics.auroc, logits[c]) for c in PERTURBATIONS[1:]}
+
+
+def mean_image(data: Dataset) -> Tensor:
+    """The mean [1, 1, R, R] of the training images."""
+    pictures = data.pictures("train")
+    parts = [x.sum(0, keepdim=True) for x in batches(pictures, "cpu")]
+    return torch.stack(parts).sum(0) / len(pictures)
+
+
+def likeness(x: Tensor, mean: Tensor) -> Tensor:
+    """Correlation [N] of images [N, 1, R, R] with the training set's mean image, both at 16x16:
+    low for a CT slice, a photograph, an inverted or overturned radiograph."""
+    a, b = (F.adaptive_avg_pool2d(t.float(), 16).flatten(1) for t in (x, mean))
+    a, b = (t - t.mean(1, keepdim=True) for t in (a, b))
+    return F.cosine_similarity(a, b)
+
+
+def likeness_threshold(data: Dataset, mean: Tensor) -> float:
+    """The likeness that all but 1% of the validation images exceed."""
+    parts = [likeness(x, mean) for x in batches(data.pictures("val"), "cpu")]
+    return float(torch.cat(parts).quantile(0.01))
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """[-1, 1] to [0, 255], clipped and rounded."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()

@@ -1,0 +1,1 @@
+"""How good classifier, GAN and explanation are, and how fast the code is."""

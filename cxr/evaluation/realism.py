@@ -1,0 +1,177 @@
+"""Do random lungs look like real ones, as a set: Frechet and kernel inception distance, and what the
+classifiers call them."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cxr import metrics
+from cxr.checkpoints import Model
+from cxr.classifier import to_tensor
+from cxr.datasets import Dataset
+from cxr.sampling import draw_codes, walk
+
+
+def fid(x: Tensor, y: Tensor) -> float:
+    """Frechet inception distance (Heusel et al. 2017), here of any network's features.
+
+    |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x^1/2 S_y S_x^1/2)^1/2), the distance of the Gaussians with
+    the features' means and covariances; the bracket has the eigenvalues of S_x S_y and is
+    symmetric. x: [N, C], y: [M, C]. Its bias grows as N shrinks: compare at equal N alone.
+    """
+    x, y = x.double(), y.double()
+    s_x, s_y = torch.cov(x.T), torch.cov(y.T)  # [C, C]
+    values, vectors = torch.linalg.eigh(s_x)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ s_y @ root).clamp_min(0).sqrt().sum()
+    means = (x.mean(0) - y.mean(0)).square().sum()
+    return (means + s_x.trace() + s_y.trace() - 2 * cross).item()
+
+
+def kid(x: Tensor, y: Tensor) -> float:
+    """Kernel inception distance (Binkowski et al. 2018), here of any network's features.
+
+    The unbiased squared maximum mean discrepancy under the kernel (a.b / C + 1)^3: 0 on average,
+    and so below 0 half of the time, for one distribution. x: [N, C], y: [M, C].
+    """
+    x, y = x.double(), y.double()
+    xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    within = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (xx, yy)]
+    return (sum(within) - 2 * xy.mean()).item()
+
+
+def against_reals(
+    measure: Callable[[Tensor, Tensor], float],
+    fakes: Tensor,
+    reals: Tensor,
+    patients: Sequence,
+    labels: np.ndarray,
+    seed: int = 0,
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """A distance of fakes from reals, of reals from other patients' reals at equal n, and the
+    ratio of the two.
+
+    The patients of each class are halved at random 100 times: one half's images are the reference,
+    the other's the floor, cut to equal n in each class, 1000 at most; the fakes are those with the
+    floor's doses. The values are means over the halvings, the ratio that of the means: the mean of
+    the ratios would be of those halvings whose floor is nearly 0. Low and high are the 2.5th and
+    97.5th percentile, the ratio's over the mean floor. No bootstrap: an image drawn twice would
+    pass for a narrower distribution.
+
+    fakes, reals: [N, C] features, row by row of one dose; patients, labels: [N]. Returns {value,
+    low, high, n} of each.
+    """
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(HALVINGS):
+        first, others = halves(np.asarray(patients), labels, random)
+        n = len(first)
+        reference = reals[first]
+        pair = [measure(x[others], reference) if n > 1 else np.nan for x in (fakes, reals)]
+        found.append((*pair, n))
+    of_fakes, of_reals, sizes = np.array(found).T
+    figures = []
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a floor that is 0
+        for values in (of_fakes, of_reals, of_fakes / of_reals.mean()):
+            low, high = np.percentile(values, [2.5, 97.5])
+            figures.append({"value": float(values.mean()), "low": float(low), "high": float(high)})
+    return tuple(figure | {"n": int(np.median(sizes))} for figure in figures)
+
+
+def halves(
+    patients: np.ndarray, labels: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two sets of rows, of different patients, as many of each class in both; of larger ones 1000
+    rows each by chance."""
+    names, place, group = np.unique(patients, return_index=True, return_inverse=True)
+    chosen = np.zeros(len(names), bool)
+    for label in np.unique(labels):  # of each patient's first image
+        of_class = random.permutation(np.flatnonzero(labels[place] == label))
+        chosen[of_class[: len(of_class) // 2]] = True
+    pairs = []
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        inside = chosen[group[rows]]
+        n = min(inside.sum(), (~inside).sum())
+        pairs.append([rows[inside][:n], rows[~inside][:n]])
+    both = np.concatenate(pairs, 1)  # [2, n]
+    return tuple(both[:, random.permutation(both.shape[1])[:SUBSET]])
+
+
+HALVINGS = 100  # of the real images, for the spread of FID and KID
+
+
+SUBSET = 1000  # images at most of a kind at once there, as Binkowski et al. have it
+
+
+@torch.no_grad()
+def random_lungs(model: Model, seed: int, oracle: nn.Module | None = None) -> dict[str, dict]:
+    """Shares of 512 random lungs that are called healthy at dose 0, diseased at dose 1, by the
+    model's classifier and by the oracle."""
+    asked = {"": model.classifier} | ({} if oracle is None else {"oracle_": oracle})
+    logits: dict[str, list[Tensor]] = {name: [] for name in asked}
+    for first in range(0, DRAWN, CHUNK):
+        codes = draw_codes(model.generator, CHUNK, seed + first)
+        x = walk(model.generator, *codes, doses=(0.0, 1.0))
+        for name, classifier in asked.items():
+            logits[name].append(classifier(x.flatten(0, 1)).unflatten(0, (CHUNK, 2)))
+    called = {}
+    for name, parts in logits.items():
+        zero, full = torch.cat(parts).cpu().numpy().T
+        called |= {f"{name}healthy_at_zero": zero < 0, f"{name}diseased_at_full": full > 0}
+    each = np.arange(DRAWN)
+    return {
+        name: metrics.bootstrap(np.mean, each, hits.astype(float)) for name, hits in called.items()
+    }
+
+
+@torch.no_grad()
+def pools(oracle: nn.Module | None, data: Dataset, device: torch.device) -> bool:
+    """Whether it has a method `features` from images [N, 1, R, R] to features [N, C]."""
+    x = to_tensor(data.images[:2], device)
+    with contextlib.suppress(Exception):  # whatever a user's network has under that name
+        return oracle.features(x).ndim == 2
+    return False
+
+
+@torch.no_grad()
+def realism(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: int) -> dict:
+    """KID and FID of random lungs from a split's images, and of its images from each other, by the
+    oracle's pooled features. There are as many fakes as reals, 20,000 at most, with the doses of
+    the reals."""
+    rows, device = drawn_rows(data, split, COMPARED, seed), model.generator.const.device
+    reals, fakes = [], []
+    for number, part in enumerate(np.array_split(rows, -(-len(rows) // CHUNK))):
+        x = to_tensor(data.images[part], device)
+        diseased = torch.from_numpy(data.labels[part]).to(device)
+        reals.append(oracle.features(x).float())
+        lungs = _lungs(model, model.dose(model.classifier(x)) * diseased, seed + number)
+        fakes.append(oracle.features(lungs).float())
+    patients = [data.patients[row] for row in rows]
+    of = torch.cat(fakes), torch.cat(reals), patients, data.labels[rows], seed
+    kid, kid_real, _ = realism.against_reals(realism.kid, *of)
+    fid, fid_real, ratio = realism.against_reals(realism.fid, *of)
+    return {"kid": kid, "kid_real": kid_real, "fid": fid, "fid_real": fid_real, "fid_ratio": ratio}
+
+
+def _lungs(model: Model, doses: Tensor, seed: int) -> Tensor:
+    """Random lungs [N, 1, R, R], one of each dose [N]."""
+    w1, u, noise = draw_codes(model.generator, len(doses), seed)
+    return model.generator(w1, u * doses[:, None], noise).clamp(-1, 1)
+
+
+DRAWN = 512  # random lungs, for disentanglement
+
+
+COMPARED = 20_000  # images at most whose features are compared
+
+
+CHUNK = 64  # images generated at once
+
+
+def drawn_rows(data: Dataset, split: str, limit: int | None, seed: int) -> np.ndarray:
+    """The rows to be explained, in an order in which the classes mix."""
+    return np.random.default_rng(seed).permutation(data.rows(split))[:limit]

@@ -1,0 +1,228 @@
+"""What the networks are built of.
+
+Images are `[N, 1, R, R]` in [-1, 1]; `w1` and `w2` are the style vectors of structure and disease.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cxr import ops
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu & He 2018) in 8 groups, differentiable once on CPUs: torch's own
+    backward pass for channels_last there takes up to ten times as long."""
+
+    def __init__(self, channels: int):
+        super().__init__(8, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, eps):
+        n, c, *size = x.shape
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, math.prod(size), groups, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        """With `n = (x - mean) * rstd` and means E over a group, `dx = rstd (w dy - E[w dy] -
+        n E[w dy n])`: `a x + b dy + c`, all from the sums of `dy` and `dy n` over each channel."""
+        x, weight, mean, rstd = ctx.saved_tensors
+        groups, each = mean.shape[1], x.shape[1] // mean.shape[1]  # channels in a group
+        mean, rstd = (t.to(weight).repeat_interleave(each, 1) for t in (mean, rstd))  # [N, C]
+        sums = dy.sum((2, 3), dtype=weight.dtype)
+        products = ((dy * x).sum((2, 3), dtype=weight.dtype) - mean * sums) * rstd
+        shift, scale = (
+            (weight * t / x[0, 0].numel()).unflatten(1, (groups, each)).mean(2)
+            for t in (sums, products)
+        )
+        shift, scale = (t.repeat_interleave(each, 1) for t in (shift, scale))
+        a, b, c = -rstd * rstd * scale, rstd * weight, rstd * (mean * rstd * scale - shift)
+        a, b, c = (t.to(x.dtype)[:, :, None, None] for t in (a, b, c))
+        return torch.addcmul(c, x, a).addcmul_(dy, b), products.sum(0), sums.sum(0), None, None
+
+
+class EqualLinear(nn.Module):
+    """Linear layer with equalised learning rate (Karras et al. 2018, section 4.1).
+
+    `rate` slows learning: the stored weights are larger by 1 / rate than the ones used.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: float | None = 0.0, rate: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.bias = None if bias is None else nn.Parameter(torch.full((outputs,), bias / rate))
+        self.scale, self.rate = rate / math.sqrt(inputs), rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias * self.rate
+        return F.linear(x, self.weight * self.scale, bias)
+
+
+class EqualConv(nn.Module):
+    """Convolution without bias, with equalised learning rate."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int):
+        super().__init__()
+        raw = torch.randn(outputs, inputs, kernel, kernel)
+        self.raw = nn.Parameter(raw.to(memory_format=torch.channels_last))
+        self.scale = 1 / math.sqrt(inputs * kernel * kernel)
+
+    def weight(self) -> Tensor:
+        return self.raw * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight(), padding=self.raw.shape[2] // 2)
+
+
+class Mapping(nn.Module):
+    """`z` [N, inputs] to `w` [N, width]: leaky ReLU between equalised linear layers.
+
+    It has no biases and so is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
+    `M(0) = 0`: scaling `z` walks a straight line in style space.
+    """
+
+    def __init__(self, inputs: int, width: int, depth: int = 3):
+        super().__init__()
+        sizes = (inputs,) + (width,) * depth
+        self.layers = nn.ModuleList(
+            EqualLinear(a, b, bias=None, rate=0.1) for a, b in pairwise(sizes)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        for layer in self.layers:
+            z = F.leaky_relu(layer(z), ops.SLOPE) * ops.GAIN
+        return z
+
+
+class Structures(nn.Module):
+    """The Gaussian of the structures that an encoder finds, `z1` [N, z1] to `w1` [N, layers, w].
+
+    Its mean and principal components are fitted, not trained, so that random lungs have structures
+    such as real ones have (benchmarks/trials.md).
+    """
+
+    def __init__(self, z1: int, layers: int, w: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(layers, w))
+        self.register_buffer("components", torch.randn(z1, layers, w) / math.sqrt(z1))
+
+    def forward(self, z1: Tensor) -> Tensor:
+        return self.mean + torch.tensordot(z1, self.components, 1)  # [N, layers, w]
+
+    @torch.no_grad()
+    def fit(self, w1: Tensor) -> None:
+        """Become the Gaussian of `w1` [n, layers, w]."""
+        if not w1.isfinite().all():  # training has diverged, and its loop says so
+            return
+        self.mean.copy_(w1.mean(0))
+        apart = (w1 - self.mean).flatten(1)
+        _, size, direction = torch.linalg.svd(apart, full_matrices=False)
+        found = (size[:, None] * direction / math.sqrt(len(w1) - 1)).unflatten(1, w1.shape[1:])
+        n = min(len(found), len(self.components))
+        self.components.zero_()[:n] = found[:n]
+
+
+class Style(nn.Module):
+    """A layer's style, `A(w1) + B(w2)`; `B` has no bias, so a zero `w2` leaves no trace."""
+
+    def __init__(self, w: int, width: int):
+        super().__init__()
+        self.A = EqualLinear(w, width, bias=1.0)
+        self.B = EqualLinear(w, width, bias=None)
+
+    def forward(self, w1: Tensor, w2: Tensor) -> Tensor:
+        return self.A(w1) + self.B(w2)  # [N, width]
+
+
+class ModulatedLayer(nn.Module):
+    """A shared 3x3 convolution of an input already scaled by its style `s`, then one fused
+    epilogue: demodulation, noise, bias, activation and the next layer's style; at the end of a
+    block also the activation's contribution to the image (Karras et al. 2020, section 2.2)."""
+
+    def __init__(self, inputs: int, outputs: int, w: int, up: bool, end: bool):
+        super().__init__()
+        self.style = Style(w, inputs)
+        self.conv = EqualConv(inputs, outputs, 3)
+        self.strength = nn.Parameter(torch.zeros(()))  # noise comes in as it is needed
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.image_style = Style(w, outputs) if end else None
+        self.image_weight = nn.Parameter(torch.randn(outputs)) if end else None
+        self.up = up
+
+    def forward(self, x, s, s_next, eps, w1, w2) -> tuple[Tensor | None, Tensor | None]:
+        weight = self.conv.weight()
+        d = (s.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()  # [N, O]
+        if self.up:
+            c = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [N, O, 2H + 1, 2W + 1]
+        else:
+            c = F.conv2d(x, weight, padding=1)  # [N, O, H, W]
+        epilogue = (c, d, eps, self.strength, self.bias)
+        if self.image_style is None:
+            return (ops.fir_mod_act if self.up else ops.mod_act)(*epilogue, s_next), None
+        r = self.image_style(w1, w2) * (self.image_weight / math.sqrt(len(self.image_weight)))
+        return (ops.fir_mod_act_image if self.up else ops.mod_act_image)(*epilogue, r, s_next)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block that halves the image; activation and blur are one op."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv0, self.bias0 = EqualConv(inputs, inputs, 3), nn.Parameter(torch.zeros(inputs))
+        self.conv1, self.bias1 = EqualConv(inputs, outputs, 3), nn.Parameter(torch.zeros(outputs))
+        self.skip = EqualConv(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = ops.act_fir(self.conv0(x), self.bias0)  # [N, I, H / 2, W / 2]
+        y = ops.mod_act(self.conv1(y), b=self.bias1)  # [N, O, H / 2, W / 2]
+        return (y + self.skip(ops.fir(x, down=2))) * math.sqrt(0.5)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block with group normalisation (He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.norm0, self.norm1 = GroupNorm(inputs), GroupNorm(outputs)
+        self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        nn.init.zeros_(self.conv1.weight)  # starts as the identity
+        self.skip = (
+            nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        )
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv0(F.relu(self.norm0(x)))
+        y = self.conv1(F.relu(self.norm1(y)))
+        return y + self.skip(F.avg_pool2d(x, 2) if self.stride == 2 else x)
+
+
+class Trunk(nn.Sequential):
+    """Image [N, 1, R, R] to features [N, channels[-1], R / 2^stages, ...]: each image is first
+    brought to zero mean and unit variance, so that exposure alone says nothing."""
+
+    def __init__(self, channels: tuple[int, ...], blocks: int):
+        layers: list[nn.Module] = [nn.Conv2d(1, channels[0], 3, padding=1)]
+        for inputs, outputs in zip((channels[0], *channels), channels):
+            layers += [ResidualBlock(inputs, outputs, stride=2)]
+            layers += [ResidualBlock(outputs, outputs, stride=1) for _ in range(blocks - 1)]
+        super().__init__(*layers, GroupNorm(channels[-1]), nn.ReLU())
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
+        return super().forward(((x - mean) / (std + 0.01)).to(memory_format=torch.channels_last))

@@ -1,0 +1,165 @@
+"""The command line's fittings: options, each declared once, and what becomes of a failure.
+
+Imports nothing heavy, so that `cxrgan --help` answers at once.
+"""
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from cxr import CxrError
+
+PRESETS = ("tiny", "cxr32", "cxr64", "cxr128", "cxr256")
+
+
+SIZES = (32, 64, 128, 256)
+
+
+SPLITS = ("train", "val", "test", "all")
+
+
+INTERRUPTED = 130  # the status a shell gives for Ctrl-C
+
+
+FAILURES = (click.UsageError, CxrError, OSError, RuntimeError)
+
+
+class Door(click.Group):
+    """Lists commands in their order below; in `main` alone a failure becomes an exit status."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def main(self, *args, **extra):
+        try:
+            status = super().main(*args, **{**extra, "standalone_mode": False})
+        except FAILURES as error:
+            status = complain(error)
+        sys.exit(status)
+
+
+def complain(error: Exception) -> int:
+    """Print a failure as one line on stderr and return its exit status; a bug is raised again."""
+    if isinstance(error, click.Abort):  # what click makes of Ctrl-C
+        return INTERRUPTED
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "cxrgan"
+        line = f"{error.format_message().rstrip('.')}; see {command} --help"
+        status = error.exit_code
+    elif isinstance(error, CxrError):
+        line, status = str(error), error.status
+    elif isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        line, status = where + (error.strerror or str(error)), 1
+    elif type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported
+        line, status = "out of memory: take a smaller --batch or --preset", 1
+    else:
+        raise error
+    line = " ".join(line.split("\n"))
+    click.echo(line if status == INTERRUPTED else f"error: {line}", err=True)
+    return status
+
+
+def stack(*decorators: Callable) -> Callable:
+    """Several decorators as one, the first outermost."""
+
+    def apply(command: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+def example(*lines: str) -> str:
+    """The last lines of a command's help, kept as they are."""
+    return "\n".join(("\b", "Example:", *(f"  {line}" for line in lines)))
+
+
+def out_option(default: str, what: str) -> Callable:
+    return click.option("--out", default=default, help=what)
+
+
+def images_option(default: int, least: int, what: str) -> Callable:
+    return click.option("--images", type=click.IntRange(least), default=default, help=what)
+
+
+def size_option(**default) -> Callable:
+    return click.option("--size", type=click.Choice(SIZES), help="Pixels a side.", **default)
+
+
+def model_option(what: str = "A model file, or a shipped model's name.", **extra) -> Callable:
+    return click.option("--model", metavar="MODEL", help=what, **extra)
+
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of all that is random."
+)
+
+
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+
+
+fit_option = click.option(
+    "--fit",
+    type=click.Choice(("crop", "pad")),
+    default="crop",
+    help="How an image becomes square: its centre, or black bars.",
+)
+
+
+refine_option = click.option(
+    "--refine", type=click.IntRange(0), default=60, help="Steps of the inversion."
+)
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of a table."
+)
+
+
+data_options = stack(
+    click.option("--negative", metavar="CLASS", help="The healthy class, against all the rest."),
+    click.option(
+        "--patient-pattern",
+        metavar="REGEX",
+        help="Its first group, found in a file's name, is the patient.",
+    ),
+)
+
+
+classifier_option = click.option(
+    "--classifier",
+    metavar="CNN",
+    help="Another CNN than the GAN's, or yours that it was trained with: a model file, or "
+    "FILE.py:FUNCTION.",
+)
+
+
+shipped_model = model_option(show_default="pneumonia")
+
+
+def training_options(out: str, batch: int, images: int) -> Callable:
+    """What both training commands share."""
+    return stack(
+        click.argument("data", metavar="DATA"),
+        out_option(out, "The run folder: model, state, log."),
+        click.option("--preset", type=click.Choice(PRESETS), default="cxr64", help="Of networks."),
+        data_options,
+        click.option(
+            "--batch",
+            type=click.IntRange(2),
+            default=batch,
+            help="Over all processes; a multiple of 16 for train-gan.",
+        ),
+        images_option(images, 1, "How many images training sees."),
+        click.option(
+            "--start",
+            metavar="MODEL",
+            help="Begin with this model's weights; those of cxr64 grow for cxr128.",
+        ),
+        seed_option,
+        device_option,
+        click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+    )

@@ -1,0 +1,131 @@
+"""The phantom protocol's controls: what the measures say where there is nothing to explain.
+
+`no_cnn`: the GAN trained with the classifier's losses off and doses from the labels alone: 0 for
+a healthy image, drawn by chance for a diseased one, since a label does not say how ill. The CNN of
+the lesion arm is explained with it. What localises as well here owes it to the data, not to the
+CNN; what must fall is the path's faithfulness, the relation of dose and response.
+
+`untrained`, `shuffled`: the whole pipeline for a CNN that knows nothing of lesions, one with its
+first weights, one trained on shuffled labels. Its logits hardly tell the classes apart, so they are
+scaled to the spread that the real CNN's have, and its own verdicts are the labels of its GAN: as
+far as the GAN can know, this CNN is as good as any. A true explanation of it does not point at
+lesions: what still localises does not ask the CNN. `real_cnn` is what the lesion arm's CNN says of
+these paths; it should see nothing in them.
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cxr import train_gan
+from cxr.checkpoints import Model, load_classifier
+from cxr.device import find_device
+from cxr.files import replacing
+from cxr.networks import PRESETS, Classifier
+from cxr.phantoms.arm import Arm, Row, begun, explained, kept
+from cxr.training import Run, World, loop
+
+
+def run(arm: Arm) -> Iterator[tuple[str, list[Row]]]:
+    """Each control on an arm's phantoms: its name and its rows."""
+    for name, make in (("no_cnn", no_cnn), ("untrained", ignorant), ("shuffled", ignorant)):
+        folder = arm.folder.parent / name.replace("_", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def rows(make=make, folder=folder) -> list[Row]:
+            real = arm.load(arm.cnn)
+            return explained(arm, make(arm, folder), "lesion", real)
+
+        yield name, kept(folder / "explained.json", rows)
+
+
+# ---------------------------------------------------------------------------------------------
+# No CNN
+
+
+class LabelTrainer(train_gan.Trainer):
+    """A GAN's training that never asks the classifier."""
+
+    def real_doses(self) -> np.ndarray:
+        super().real_doses()  # between which logits the dose runs, for the explanation
+        drawn = np.random.default_rng(self.config.seed).uniform(0, 1, len(self.data))
+        return np.where(self.data.labels == 1, drawn, 0.0).astype(np.float32)
+
+    def classifier_target(self, originals: Tensor) -> Tensor:
+        """Of images healthy and diseased in turn: the logits of doses 0 and 0.5, the mean dose."""
+        doses = torch.tensor([0.0, 0.5], device=originals.device).repeat(len(originals) // 2)
+        return self.model.logit(doses)
+
+
+def no_cnn(arm: Arm, folder: Path) -> Model:
+    config = arm.gan_config(response=0.0)
+    device, out = find_device(config.device), folder / "gan"
+    world, resume = World(device), begun(out)
+    model = load_classifier(config.classifier, arm.plan.size, device)
+    run = Run(out, config, resume, world)
+    trainer = LabelTrainer(config, train_gan.open_data(config, model), model, device, world, run)
+    if resume:
+        trainer.restore()
+    loop(trainer, run, "train-gan")
+    return arm.load(out)
+
+
+# ---------------------------------------------------------------------------------------------
+# CNNs that know nothing
+
+
+def ignorant(arm: Arm, folder: Path) -> Model:
+    """The GAN of an untrained CNN, or of one trained on shuffled labels, by the folder's name."""
+    cnn, data = folder / "standardised", arm.dataset()
+    if not (cnn / "model.safetensors").exists():
+        if folder.name == "untrained":
+            model = untrained(arm)
+        else:
+            labels = np.random.default_rng(arm.seed).permutation(data.labels)
+            model = arm.train_cnn(relabelled(data, labels, folder / "shuffled.csv"), folder / "cnn")
+        cnn.mkdir(parents=True, exist_ok=True)
+        standardise(model, *(arm.logits(m, data.images) for m in (model, arm.load(arm.cnn))))
+        model.save(cnn / "model.safetensors")
+    model = arm.load(cnn)
+    verdicts = arm.logits(model, data.images) > 0
+    labels = relabelled(data, verdicts.astype(int), folder / "verdicts.csv")
+    out = folder / "gan"
+    config = arm.gan_config(labels, cnn)
+    train_gan.train(config, str(out), resume=begun(out))
+    return arm.load(out)
+
+
+def untrained(arm: Arm) -> Model:
+    """The CNN of an arm with the first weights of another seed."""
+    model = arm.load(arm.cnn)
+    torch.manual_seed(arm.seed + 1)
+    network = Classifier(PRESETS[arm.plan.preset].classifier).eval().requires_grad_(False)
+    return Model({"classifier": network}, model.info, model.buffers)
+
+
+def standardise(model: Model, logits: np.ndarray, wanted: np.ndarray) -> None:
+    """Shift and scale a classifier's logit: its median 0, its spread that of the wanted ones.
+
+    logits, wanted: [N], its own and the real CNN's.
+    """
+    network = model.classifier
+    factor = wanted.std() / max(logits.std(), 1e-9) / network.temperature.item()
+    network.head.bias.sub_(float(np.median(logits)) * network.temperature)
+    network.head.weight.mul_(factor)
+    network.head.bias.mul_(factor)
+    network.temperature.fill_(1.0)
+
+
+def relabelled(data, labels: np.ndarray, file: Path) -> Path:
+    """A CSV of the same images in the same splits with other labels."""
+    if not file.exists():
+        with replacing(file) as temporary, open(temporary, "w", newline="") as stream:
+            table = csv.writer(stream)
+            table.writerow(("path", "label", "patient"))
+            for path, label, patient in zip(data.paths, labels, data.patients):
+                table.writerow((Path(path).resolve(), data.classes[label], patient))
+    return file

@@ -1,0 +1,94 @@
+"""Reads a phantom's structure and burden back from its picture, where no code can be looked up."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from cxr.datasets import Dataset
+from cxr.phantoms.lesions import Sample
+
+STRUCTURE = ("shift_x", "shift_y", "tilt", "scale", "turn", "width", "breath", "arm")
+WIDTH = 0.3  # of the kernel, per mean squared distance of a picture from the mean one
+RIDGE = 0.01
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Kernel ridge regression (Gaussian kernel) from pixels to the parameters in STRUCTURE, which
+    are those that 32 pixels show, and to the burden; fitted on training phantoms."""
+
+    pictures: np.ndarray  # [M, R * R], the training images, standardised
+    weights: np.ndarray  # [M, 9]
+    mean: np.ndarray  # [R * R], of the images in [-1, 1]
+    scale: float
+    offset: np.ndarray  # [9], of the parameters
+
+    @classmethod
+    def fit(cls, data: Dataset, samples: dict[str, tuple[Sample, float]]) -> "Reader":
+        """Fit on the training split of phantoms whose truth is `samples`, by their names."""
+        rows = data.rows("train")
+        x = data.images[rows].reshape(len(rows), -1) / 127.5 - 1
+        known = [samples[Path(data.paths[row]).stem] for row in rows]
+        y = np.array([[*_structure(sample), burden] for sample, burden in known])
+        mean, offset = x.mean(0), y.mean(0)
+        scale = float(np.sqrt(((x - mean) ** 2).sum(1).mean()))
+        x = (x - mean) / scale
+        weights = np.linalg.solve(_kernel(x, x) + RIDGE * np.eye(len(x)), y - offset)
+        return cls(x, weights, mean, scale, offset)
+
+    def __call__(self, image: Tensor) -> np.ndarray:
+        """The parameters [9] of one image [1, 1, R, R] in [-1, 1]."""
+        x = (image.cpu().numpy().reshape(1, -1) - self.mean) / self.scale
+        return (_kernel(x, self.pictures) @ self.weights + self.offset)[0]
+
+    def columns(self, kind: str, image: Tensor) -> dict[str, float]:
+        """What is read from an image, as columns of its row."""
+        return _columns(kind, self(image))
+
+
+def truth(kind: str, sample: Sample, burden: float) -> dict[str, float]:
+    """What there is to read, as columns of a row."""
+    return _columns(kind, [*_structure(sample), burden])
+
+
+def relations(
+    correlation: Callable[[np.ndarray, np.ndarray], float],
+) -> Iterator[tuple[str, Callable[..., float], tuple[str, ...]]]:
+    """Correlations of what is read with what is true, `structure` the mean over its parameters.
+
+    `real_*`: of a real phantom, the ceiling. `kept_*`, `moved_*`: of `G(w1 of A, z2 of B)`, the
+    structure with A's, the burden with B's; both ought to reach the ceiling. `leaked_*`: the
+    structure with B's, the burden with A's; both ought to be 0.
+    """
+
+    def structure(*columns: np.ndarray) -> float:
+        n = len(STRUCTURE)
+        return float(np.mean([correlation(a, b) for a, b in zip(columns[:n], columns[n:])]))
+
+    own = {"real": "true", "kept": "true", "leaked": "other"}
+    for name, true in own.items():
+        read = "real" if name == "real" else "mixed"
+        columns = [f"raw/{kind}_{p}" for kind in (read, true) for p in STRUCTURE]
+        yield f"swap/structure/{name}", structure, tuple(columns)
+    for name, read, true in (
+        ("real", "real", "true"),
+        ("moved", "mixed", "other"),
+        ("leaked", "mixed", "true"),
+    ):
+        yield f"swap/burden/{name}", correlation, (f"raw/{read}_burden", f"raw/{true}_burden")
+
+
+def _structure(sample: Sample) -> list[float]:
+    return [getattr(sample.structure, name) for name in STRUCTURE]
+
+
+def _columns(kind: str, values) -> dict[str, float]:
+    return {f"raw/{kind}_{name}": float(v) for name, v in zip((*STRUCTURE, "burden"), values)}
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    return np.exp(-WIDTH * squares)

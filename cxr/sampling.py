@@ -1,0 +1,78 @@
+"""What a generator can do at this moment: its fakes, its inversions, and a sheet of both."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cxr import film, metrics
+from cxr.checkpoints import Model
+from cxr.classifier import to_uint8
+from cxr.device import rng
+from cxr.networks import Generator
+
+DOSES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def draw_codes(G: Generator, n: int, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """`n` random structures `w1` [n, layers, w], disease directions `u` [n, z2] and noises."""
+    random, device = rng(seed, 0), G.const.device
+    z1 = torch.randn(n, G.config.z1, generator=random).to(device)
+    u = F.normalize(torch.randn(n, G.config.z2, generator=random)).to(device)
+    return G.M1(z1), u, G.noise(n, random)
+
+
+def walk(G: Generator, w1: Tensor, u: Tensor, noise: list[Tensor], doses=DOSES) -> Tensor:
+    """Images [n, doses, 1, R, R] in [-1, 1] of the same structures and noise at each dose."""
+    return torch.stack([G(w1, u * dose, noise).clamp(-1, 1) for dose in doses], 1)
+
+
+@torch.no_grad()
+def measure_fakes(model: Model, n: int = 64, seed: int = 0) -> dict[str, float]:
+    """What the classifier says of random structures along their path.
+
+    Shares of dose 0 called healthy and of dose 1 called diseased, the share of steps from one
+    dose to the next at which the logit rises, the median gap between named and given logit; and
+    the fakes' `spread`, their standard deviation across structures, at dose 0 and 1.
+    """
+    x = walk(model.generator, *draw_codes(model.generator, n, seed))
+    logits = torch.stack([model.classifier(x[:, i]) for i in range(x.shape[1])], 1)  # [n, doses]
+    named = model.logit(torch.tensor(DOSES, device=logits.device))
+    return {
+        "healthy_at_zero": (logits[:, 0] < 0).float().mean().item(),
+        "diseased_at_full": (logits[:, -1] > 0).float().mean().item(),
+        "rising": (logits.diff(dim=1) > 0).float().mean().item(),
+        "logit_gap": (logits - named).abs().median().item(),
+        "spread": x[:, [0, -1]].std(0).mean().item(),
+    }
+
+
+@torch.no_grad()
+def measure_inversions(model: Model, x: Tensor, labels: Tensor) -> dict[str, float]:
+    """How the encoder alone inverts real images [N, 1, R, R]: SSIM (median and 5th percentile),
+    median probability gap, and the share of diseased images that are called healthy once their
+    `z2` is set to zero."""
+    w1, z2 = model.encoder(x)
+    noise = model.generator.noise(len(x), rng(1))
+    copy = model.generator(w1, z2, noise).clamp(-1, 1)
+    healthy = model.generator(w1, torch.zeros_like(z2), noise).clamp(-1, 1)[labels == 1]
+    gap = model.classifier(copy).sigmoid() - model.classifier(x).sigmoid()
+    ssim = metrics.ssim(x, copy)
+    return {
+        "ssim": ssim.median().item(),
+        "ssim_low": ssim.quantile(0.05).item(),
+        "probability_gap": gap.abs().median().item(),
+        "inverted_healthy": (model.classifier(healthy) < 0).float().mean().item(),
+    }
+
+
+@torch.no_grad()
+def sheet(model: Model, originals: Tensor, seed: int = 0) -> np.ndarray:
+    """A uint8 sheet with a row for each of `originals` [n, 1, R, R]: a random structure from dose
+    0 to 1; then the original, its reconstruction and the same set to healthy."""
+    drawn = walk(model.generator, *draw_codes(model.generator, len(originals), seed))
+    w1, z2 = model.encoder(originals)
+    noise = model.generator.noise(len(originals), rng(1))
+    parts = [originals] + [model.generator(w1, z, noise) for z in (z2, torch.zeros_like(z2))]
+    rows = torch.cat([drawn, torch.stack(parts, 1)], 1)[:, :, 0]  # [n, doses + 3, R, R]
+    return film.grid(to_uint8(rows))

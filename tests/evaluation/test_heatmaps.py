@@ -1,0 +1,235 @@
+"""Each measure against a case whose answer is known."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from cxr import metrics
+from cxr.evaluation import heatmaps, realism
+from cxr.networks import PRESETS, Classifier
+
+
+def test_fid_of_gaussians_is_the_closed_form():
+    x, y = torch.randn(2, 60_000, 3, generator=torch.Generator().manual_seed(0)).double()
+    mixing = torch.tensor([[2.0, 0, 0], [0.5, 1, 0], [0, 0, 3]]).double()
+    covariance = mixing @ mixing.T  # of y; that of x is the identity
+    root = torch.linalg.eigvalsh(covariance).sqrt().sum()
+    known = 1 + 4 + 3 + covariance.trace() - 2 * root
+    found = realism.fid(x, y @ mixing.T + torch.tensor([1.0, 0, 2]))
+    assert found == pytest.approx(known.item(), rel=0.02)
+    assert realism.fid(x, x) == pytest.approx(0, abs=1e-6)
+
+
+def test_fid_survives_fewer_images_than_features():
+    x, y = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0))
+    assert np.isfinite(realism.fid(x, y)) and realism.fid(x, y) > 0
+
+
+def test_kid_is_unbiased():
+    random = torch.Generator().manual_seed(0)
+    same = [realism.kid(*torch.randn(2, 50, 4, generator=random)) for _ in range(200)]
+    error = np.std(same) / np.sqrt(len(same))
+    assert abs(np.mean(same)) < 3 * error and min(same) < 0 < max(same)
+    moved = realism.kid(*(torch.randn(2, 50, 4, generator=random) + torch.tensor([[[0.0]], [[1]]])))
+    assert moved > 10 * np.std(same)
+
+
+def test_kid_of_two_points_each_is_computed_by_hand():
+    x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [1.0]])
+    assert realism.kid(x, y) == pytest.approx(27 + 1 - 2 * (1 + 8 + 1 + 27) / 4)
+
+
+def test_fakes_like_reals_lie_at_the_floor_and_others_above_it():
+    random = torch.Generator().manual_seed(0)
+    reals, fakes = torch.randn(2, 120, 4, generator=random)
+    patients, labels = np.arange(120) // 2, np.arange(120) // 60
+    same, floor, ratio = realism.against_reals(realism.fid, fakes, reals, patients, labels)
+    assert floor["low"] < same["value"] < floor["high"] and same["n"] == floor["n"] == 60
+    assert ratio["low"] < 1 < ratio["high"]
+    other, again, ratio = realism.against_reals(realism.fid, fakes + 1, reals, patients, labels)
+    assert again == floor and other["low"] > floor["high"]
+    assert 1 < ratio["low"] < ratio["value"] < ratio["high"]
+
+
+def test_distances_take_a_bounded_number_of_images_at_once(monkeypatch):
+    monkeypatch.setattr(realism, "SUBSET", 10)
+    sizes = set()
+    x = torch.randn(60, 3)
+    labels = np.zeros(60)
+    found = realism.against_reals(
+        lambda a, b: sizes.add((len(a), len(b))) or 0, x, x, range(60), labels
+    )
+    assert sizes == {(10, 10)} and [figure["n"] for figure in found] == [10] * 3
+
+
+def test_the_ratio_is_that_of_the_mean_distances():
+    distances = iter(range(1, 201))
+    x = torch.randn(8, 3)
+    fakes, reals, ratio = realism.against_reals(
+        lambda a, b: next(distances), x, x, range(8), np.zeros(8)
+    )
+    assert (fakes["value"], reals["value"]) == (100, 101)
+    assert ratio["value"] == pytest.approx(100 / 101)
+    ends = np.percentile(np.arange(1, 201, 2) / 101, (2.5, 97.5))
+    assert [ratio["low"], ratio["high"]] == pytest.approx(ends)
+
+
+def test_halves_hold_different_patients_as_many_of_each_class_and_fakes_of_the_floors_doses():
+    patients = np.array([0, 0, 0, 1, 2, 3, 4, 4, 5, 6])
+    labels = np.array([0, 0, 1, 0, 0, 0, 1, 1, 1, 1])
+    for seed in range(20):
+        a, b = realism.halves(patients, labels, np.random.default_rng(seed))
+        assert not set(patients[a]) & set(patients[b])
+        assert sorted(labels[a]) == sorted(labels[b])
+        assert 0 < labels[a].sum() < len(a)
+    rows = torch.arange(10.0)[:, None]
+    told = []
+    realism.against_reals(lambda x, _: told.append(x) or 0, rows, rows, patients, labels)
+    assert all(torch.equal(fakes, floor) for fakes, floor in zip(told[::2], told[1::2]))
+
+
+def test_the_floor_never_compares_a_patient_with_himself():
+    reals = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    twice = torch.cat([reals, reals])
+
+    def shared(a, b):
+        return float((a[:, None] == b).all(-1).any())
+
+    patients = np.tile(np.arange(6), 2)
+    _, floor, _ = realism.against_reals(shared, twice, twice, patients, np.zeros(12))
+    assert floor["value"] == 0
+    _, floor, _ = realism.against_reals(shared, twice, twice, np.arange(12), np.zeros(12))
+    assert floor["value"] > 0
+
+
+def test_spearman_sees_order_alone_and_shares_tied_ranks():
+    a = np.array([1.0, 2, 3, 4])
+    assert metrics.spearman(a, np.exp(a)) == pytest.approx(1)
+    assert metrics.spearman(a, -(a**3)) == pytest.approx(-1)
+    assert metrics.spearman(a, np.array([1, 1, 2, 2])) == pytest.approx(2 / np.sqrt(5))
+    unequal = metrics.spearman(np.arange(5), np.array([1, 1, 1, 2, 3]))
+    assert unequal == pytest.approx(8 / np.sqrt(80))
+    assert np.isnan(metrics.spearman(a, np.ones(4)))
+
+
+@pytest.fixture
+def planted():
+    """A place and a map that is brightest in it."""
+    place = np.zeros((16, 16), bool)
+    place[4:8, 4:8] = True
+    return place, place + np.random.default_rng(0).random((16, 16)) * 0.5
+
+
+def test_a_map_of_the_place_scores_one_everywhere(planted):
+    place, heat = planted
+    found = heatmaps.localisation(heat, place)
+    assert found == {"ap": 1, "auroc": 1, "pointing": 1, "iou_otsu": 1}
+    worst = heatmaps.localisation(-heat + heat.max(), place)
+    assert worst["auroc"] == worst["pointing"] == 0 and worst["ap"] < 0.06
+
+
+def test_average_precision_by_hand_and_a_flat_maps_is_chance():
+    place = np.array([[True, False], [True, False]])
+    assert heatmaps.average_precision(np.array([[4, 3], [2, 1]]), place) == pytest.approx(5 / 6)
+    assert heatmaps.average_precision(np.array([[4, 2], [2, 1]]), place) == pytest.approx(5 / 6)
+    assert heatmaps.average_precision(np.ones((2, 2)), place) == 0.5
+
+
+def test_pointing_counts_the_share_of_tied_maxima():
+    place = np.array([[True, False], [False, False]])
+    assert heatmaps.pointing(np.array([[2, 2], [1, 0]]), place) == 0.5
+
+
+def test_otsu_parts_two_levels_and_finds_nothing_in_a_flat_map(planted):
+    place, _ = planted
+    noise = np.random.default_rng(0).normal(0, 0.1, place.shape)
+    assert 0.2 < heatmaps.otsu(place + noise) < 0.8
+    flat = np.ones((16, 16))
+    assert heatmaps.iou(flat > heatmaps.otsu(flat), place) == 0
+
+
+def test_iou_by_hand_and_along_thresholds(planted):
+    place, _ = planted
+    assert heatmaps.iou(np.roll(place, 2, 0), place) == pytest.approx(8 / 24)
+    wider = 0.4 * np.roll(place, 2, 0) + place  # 16 pixels of the place, 8 beside it
+    curve = heatmaps.iou_curve(wider, place)
+    assert curve[0] == pytest.approx(16 / 24) and curve[9] == 1
+    assert not heatmaps.iou_curve(np.zeros((16, 16)), place).any()
+
+
+class Corner(torch.nn.Module):
+    """Asks only how bright the upper left corner is."""
+
+    def forward(self, x):
+        return 8 * x[:, 0, :4, :4].mean((1, 2))
+
+
+def test_the_true_map_deletes_sooner_and_inserts_sooner_than_chance():
+    x, baseline = torch.ones(1, 1, 16, 16), -torch.ones(1, 1, 16, 16)
+    true = torch.zeros(16, 16)
+    true[:4, :4] = 1
+    low, high = heatmaps.deletion_insertion(Corner(), x, true, baseline)
+    chance = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
+    deletion, insertion = heatmaps.deletion_insertion(Corner(), x, chance, baseline)
+    assert low < 0.1 and high > 0.9
+    assert deletion > 0.3 and insertion < 0.7
+    flat = heatmaps.deletion_insertion(Corner(), x, torch.zeros(16, 16), baseline)
+    assert flat[0] > 0.3  # ties are no order
+
+
+def test_areas_of_a_classifier_that_never_changes_are_its_probability():
+    def never(x):
+        return torch.zeros(len(x))
+
+    x = torch.ones(1, 1, 8, 8)
+    assert heatmaps.deletion_insertion(never, x, torch.rand(8, 8), -x) == pytest.approx((0.5, 0.5))
+
+
+def test_the_cascade_begins_at_the_logit_and_ends_with_every_layer():
+    torch.manual_seed(0)
+    network = Classifier(PRESETS["tiny"].classifier).requires_grad_(False)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    changed = []
+    for stage in range(1, heatmaps.STAGES + 1):
+        after = heatmaps.randomised(network, stage).state_dict()
+        changed.append({key for key in before if not torch.equal(before[key], after[key])})
+        for key in before:
+            same = torch.equal(before[key].flatten().sort()[0], after[key].flatten().sort()[0])
+            assert same, key  # shuffled
+    assert changed[0] == {"head.weight"}  # its bias is one number
+    assert all(a < b for a, b in pairwise(changed))
+    layers = {key for key in before if key.startswith("trunk") and before[key].unique().numel() > 1}
+    assert changed[-1] == layers | {"head.weight"}
+    assert all(torch.equal(before[key], network.state_dict()[key]) for key in before)
+
+
+def test_trivial_maps_are_what_they_are_called():
+    x = torch.full((1, 1, 32, 32), -1.0)
+    x[..., 16:] = 1
+    maps = heatmaps.trivial_maps(x, 7)
+    assert maps["centre"].argmax() // 32 in (15, 16) and maps["centre"][0, 0] < 0.01
+    assert maps["edges"][:, 15:17].min() > 0 and maps["edges"][:, :15].max() == 0
+    assert torch.equal(maps["random"], heatmaps.trivial_maps(-x, 7)["random"])
+    assert not torch.equal(maps["random"], heatmaps.trivial_maps(x, 8)["random"])
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_ssim_looks_only_where_it_is_asked_to(size):
+    x = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0)) - 0.5
+    y = x.clone()
+    y[..., 8:20, 14:18] += 0.8
+    far = torch.ones(size, size, dtype=torch.bool)
+    far[8 - 5 : 20 + 5, 14 - 5 : 18 + 5] = False  # windows of 11 pixels see none of the change
+    assert heatmaps.ssim_where(x, y, far) == pytest.approx(1)
+    assert heatmaps.ssim_where(x, y, ~far) < 0.9
+    assert np.isnan(heatmaps.ssim_where(x, y, far & ~far))
+
+
+def test_ssim_of_all_windows_is_ssim():
+    x, y = torch.rand(2, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    everywhere = torch.ones(32, 32, dtype=torch.bool)
+    assert heatmaps.ssim_where(x, y, everywhere) == pytest.approx(
+        metrics.ssim(x, y).item(), abs=1e-5
+    )
