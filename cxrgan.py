@@ -23,10 +23,12 @@ from cxr.options import (
     json_option,
     model_option,
     out_option,
+    reason,
     refine_option,
     seed_option,
     shipped_model,
     size_option,
+    stopping,
     training_options,
 )
 
@@ -147,25 +149,37 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 
     loaded = explainer.load_explainer(model, classifier, device)
     paths, status = gather(images or [explainer.sample_image(model)])
-    done = []
-    with console.progress("explain", len(paths), quiet=len(paths) < 2) as bar:
+    results, failed = [], []
+    bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
+    with stopping() as stopped, bars as bar:
         for path, name in zip(paths, pictures.names_apart(paths)):
+            folder = Path(out) / name
             try:
-                found = explainer.explain(path, loaded, **options)
-                found.write(Path(out) / name)
-                done.append((path, Path(out) / name, found.numbers))
+                explanation = explainer.explain(path, loaded, **options)
+                replaced = folder.exists()
+                explanation.write(folder)
             except UsageError:
                 raise  # the other images would say the same
-            except (CxrError, OSError) as error:
-                status = complain(error)
+            except Exception as error:  # noqa: BLE001 - the other images are still explained
+                failed.append((path, reason(error).removeprefix(f"{path}: ")))
+                console.say(f"error: {path}: {failed[-1][1]}")
+                results.append({"image": str(path), "error": failed[-1][1]})
+            else:
+                results.append(explanation.numbers)
+                report(path, folder, explanation.numbers, replaced, as_json)
             bar.advance()
-    for path, folder, numbers in done:
-        for line in numbers["warnings"]:
-            console.warn(f"{path}: {line}")
-        if not as_json:
-            console.explanation(path, folder, numbers)
+            if stopped:
+                break
     if as_json:
-        console.print_json([numbers for _, _, numbers in done])
+        console.print_json(results)
+    status = 1 if failed else status
+    if failed:
+        names = ", ".join(f"{path.name} ({why})" for path, why in failed)
+        count = f"{len(results) - len(failed)} of {len(paths)} explained"
+        console.say(f"{count}; {len(failed)} failed: {names}")
+    if stopped:
+        console.say(f"interrupted: {len(results)} of {len(paths)} images were done")
+        status = 128 + stopped[0]
     context.exit(status)
 
 
@@ -352,6 +366,18 @@ def gather(arguments: Sequence[str | Path]) -> tuple[list[Path], int]:
         except CxrError as error:
             status = complain(error)
     return list(dict.fromkeys(paths)), status
+
+
+def report(path: Path, folder: Path, numbers: dict, replaced: bool, as_json: bool) -> None:
+    """Print one image's result: its warnings, what it replaced, and its table."""
+    from cxr import console
+
+    for line in numbers["warnings"]:
+        console.warn(f"{path}: {line}")
+    if replaced:
+        console.say(f"{folder}: the folder that was there has been replaced")
+    if not as_json:
+        console.explanation(path, folder, numbers)
 
 
 def main() -> None:

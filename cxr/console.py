@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shlex
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def progress(
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err, disable=quiet) as bars:
+    mixed = sys.stdout.isatty()  # else what is piped would go to the bar's terminal
+    with Progress(*columns, console=err, disable=quiet, redirect_stdout=mixed) as bars:
         yield Bar(bars, bars.add_task(description, total=total, completed=done, note=""))
 
 

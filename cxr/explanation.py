@@ -12,7 +12,7 @@ from torch import Tensor
 from cxr import __version__, attribution, film, metrics
 from cxr.checkpoints import Model, save
 from cxr.classifier import likeness, to_uint8
-from cxr.files import write_text
+from cxr.files import replacing_folder, write_text
 from cxr.inversion import Codes, Inversion
 from cxr.overlay import Overlay
 
@@ -67,9 +67,12 @@ class Explanation(Traversal):
         return self.numbers["warnings"]
 
     def write(self, folder: str | Path) -> None:
-        """Write the explanation folder: GIF, panel, CSV, JSON and safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the explanation folder: GIF, panel, CSV, JSON and safetensors. A folder that is
+        there is replaced whole, once all is written. Raises CxrError."""
+        with replacing_folder(folder) as draft:
+            self._write_files(draft)
+
+    def _write_files(self, folder: Path) -> None:
         film.write_gif(folder / "explanation.gif", self.film(), 0.12)
         film.write_png(folder / "panel.png", self.panel())
         columns = ("dose", "logit", "probability", "probability_overlaid")

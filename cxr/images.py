@@ -118,14 +118,21 @@ def find_images(path: str | Path) -> list[Path]:
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
     """A folder's name for each image: its stem, with its own folder's name or a number where
-    another image has that name already."""
+    another image has that name already. It is never hidden, and never leaves its folder."""
     names: dict[str, str] = {}  # the keys as a file system that ignores case sees them
     for path in paths:
-        stem, parent = path.stem, path.absolute().parent.name
+        stem, parent = (_folder_name(s) for s in (path.stem, path.absolute().parent.name))
         tries = chain((stem, f"{parent}_{stem}"), (f"{stem}_{n}" for n in count(2)))
         name = next(name for name in tries if name.casefold() not in names)
         names[name.casefold()] = name
     return list(names.values())
+
+
+def _folder_name(name: str) -> str:
+    """The name without control characters, separators, dots in front, and what is too long."""
+    kept = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
+    kept = kept.encode(errors="replace")[:100].decode(errors="ignore")
+    return kept.strip(". ") or "image"
 
 
 def _is_dicom(path: Path) -> bool:

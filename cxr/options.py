@@ -3,8 +3,10 @@
 Imports nothing heavy, so that `cxrgan --help` answers at once.
 """
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -59,6 +61,26 @@ def complain(error: Exception) -> int:
     line = " ".join(line.split("\n"))
     click.echo(line if status == INTERRUPTED else f"error: {line}", err=True)
     return status
+
+
+def reason(error: Exception) -> str:
+    """Why an image failed, as one line."""
+    known = isinstance(error, CxrError | OSError)
+    line = str(error) if known else f"{type(error).__name__}: {error}"
+    return " ".join(line.split())
+
+
+@contextmanager
+def stopping() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM do not stop at once: their numbers are put into the list."""
+    stopped: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(one, lambda number, _: stopped.append(number)) for one in signals]
+    try:
+        yield stopped
+    finally:
+        for one, handler in zip(signals, before):
+            signal.signal(one, handler)
 
 
 def stack(*decorators: Callable) -> Callable:

@@ -246,7 +246,9 @@ def test_explain_goes_on_after_a_bad_image_and_fails_at_the_end(model_file, xray
     images = (inputs / "cut.png", inputs / "absent.png", good)
     result = run("explain", *images, "--model", model_file, *words)
     assert result.exit_code == 1
-    (numbers,) = json.loads(result.stdout)
+    failed, numbers = json.loads(result.stdout)
+    assert failed["image"] == str(inputs / "cut.png") and failed["error"]
+    assert "1 of 2 explained; 1 failed: cut.png (" in result.stderr
     assert numbers["image"] == str(good) and len(numbers["probability"]) == 3
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     kept = json.loads((inputs / "out" / good.stem / "explanation.json").read_text())
