@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from cxr import UsageError
-from cxr.checkpoints import Model
 from cxr.classifier import classifier_metrics, predict
 from cxr.evaluation import plots, realism, registry, tables
 from cxr.evaluation.cases import Judge
@@ -18,8 +17,8 @@ from cxr.evaluation.inputs import Inputs, Options, open_inputs
 from cxr.evaluation.intervals import without_nan
 from cxr.evaluation.journal import Journal
 from cxr.evaluation.realism import CHUNK, drawn_rows, pools
-from cxr.evaluation.stages import Measured, examples, measure
-from cxr.explanation import Explanation, versions
+from cxr.evaluation.stages import Measured, measure
+from cxr.explanation import versions
 from cxr.files import write_text
 
 SEEN = {  # how the model's own data set was used, split by split
@@ -60,37 +59,49 @@ def evaluate(
     if options.resume and out is None:
         raise UsageError("only what was written into a folder can be resumed: name it with --out")
     inputs = open_inputs(model, data, options)
-    if out is not None:  # what could fail in the end is tried before the hours of explaining
-        Path(out).mkdir(parents=True, exist_ok=True)
-    draws = out is not None and plots.installed()
-    subject = inputs.subject(split, options) if out is not None else None
-    journal = Journal(inputs.data, out, subject, options.resume)
-    about = _about(inputs, split, options)
+    if out is None:
+        return _measure(inputs, split, options, Journal(inputs.data), False)[0]
+    Path(out).mkdir(parents=True, exist_ok=True)
+    draws = plots.installed()  # said before the hours of explaining
+    journal = Journal(inputs.data, out, inputs.subject(split, options), options.resume)
+    numbers, measured = _measure(inputs, split, options, journal, draws)
+    write(numbers, out)
+    title = f"{inputs.data.name}, {split}"
+    write_text(Path(out) / "evaluation.md", tables.markdown(title, numbers))
+    if draws:
+        plots.draw(Path(out) / "figures", numbers, _material(inputs, split, measured))
+    if "stopped" not in numbers["about"]:
+        journal.finish()
+    return numbers
+
+
+def _measure(
+    inputs: Inputs, split: str, options: Options, journal: Journal, draws: bool
+) -> tuple[dict, Measured]:
+    """All parts and `about`, fit for JSON, and what figures need; `draws`: with examples."""
     numbers = _set_numbers(inputs, split, options, journal)
-    if "generator" in numbers:
-        about["feature_space"] = f"pooled features of {options.oracle}"
-    measured, shown = None, []
+    measured = Measured()
     if EXPLAINER <= inputs.model.networks.keys():
         judge = Judge(
             *(inputs.model, inputs.data, inputs.oracle, inputs.masks, inputs.lungs),
             *(options.refine, options.seed),
         )
         rows = drawn_rows(inputs.data, split, options.limit, options.seed)
-        measured = measure(judge, rows, split, journal)
-        shown = examples(judge, measured, rows) if draws else []
-        numbers |= measured.numbers
-    _note(about, numbers, measured, inputs.model, resumable=out is not None)
-    numbers = without_nan(numbers | {"about": about})
-    if out is not None:
-        title = f"{inputs.data.name}, {split}"
-        write(numbers, out)
-        write_text(Path(out) / "evaluation.md", tables.markdown(title, numbers))
-    if draws:
-        responses = measured.responses if measured else np.empty((0, 0))
-        plots.draw(Path(out) / "figures", numbers, _material(inputs, split, responses, shown))
-    if "stopped" not in about:
-        journal.finish()
-    return numbers
+        measured = measure(judge, rows, split, journal, draws)
+    numbers |= measured.numbers
+    about = _about(inputs, split, options)
+    if "generator" in numbers:
+        about["feature_space"] = f"pooled features of {options.oracle}"
+    if measured.stopped:
+        go_on = "" if journal.path is None else ": go on with the same command and --resume"
+        about["stopped"] = True
+        about["notes"].append(f"stopped after {measured.stopped}{go_on}")
+    if measured.numbers:
+        about["notes"] += registry.not_measured(numbers)
+    else:
+        path = inputs.model.path
+        about["notes"].append(f"{path} holds no GAN: only the classifier is measured")
+    return without_nan(numbers | {"about": about}), measured
 
 
 def _set_numbers(inputs: Inputs, split: str, options: Options, journal: Journal) -> dict:
@@ -104,23 +115,9 @@ def _set_numbers(inputs: Inputs, split: str, options: Options, journal: Journal)
     }
     if EXPLAINER <= model.networks.keys() and pools(inputs.oracle, data, inputs.device):
         numbers["generator"] = journal.once(
-            "generator", lambda: realism.realism(model, inputs.oracle, data, split, options.seed)
+            "generator", lambda: realism.distances(model, inputs.oracle, data, split, options.seed)
         )
     return numbers
-
-
-def _note(
-    about: dict, numbers: dict, measured: Measured | None, model: Model, resumable: bool
-) -> None:
-    """Add to `about` where the evaluation was stopped, and what was not measured and why."""
-    if measured is None:
-        about["notes"].append(f"{model.path} holds no GAN: only the classifier is measured")
-        return
-    if measured.note:
-        about["stopped"] = True
-        go_on = ": go on with the same command and --resume" if resumable else ""
-        about["notes"].append(measured.note + go_on)
-    about["notes"] += registry.not_measured(numbers)
 
 
 def write(numbers: dict, out: str | Path) -> Path:
@@ -131,9 +128,7 @@ def write(numbers: dict, out: str | Path) -> Path:
     return path
 
 
-def _material(
-    inputs: Inputs, split: str, responses: np.ndarray, shown: list[tuple[int, Explanation]]
-) -> plots.Material:
+def _material(inputs: Inputs, split: str, measured: Measured) -> plots.Material:
     """What the figures need beside the numbers."""
     model, data = inputs.model, inputs.data
     rows = data.rows(split)
@@ -141,9 +136,14 @@ def _material(
         predict(model.classifier, data.images[part], inputs.device)
         for part in np.array_split(rows, -(-len(rows) // CHUNK))
     ]
-    named = model.info.get("logits")
-    labels = data.labels[rows]
-    return plots.Material(data.classes, np.concatenate(logits), labels, named, responses, shown)
+    return plots.Material(
+        classes=data.classes,
+        logits=np.concatenate(logits),
+        labels=data.labels[rows],
+        named=model.info.get("logits"),
+        responses=measured.responses,
+        examples=measured.examples,
+    )
 
 
 def _about(inputs: Inputs, split: str, options: Options) -> dict:

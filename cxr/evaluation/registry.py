@@ -83,6 +83,12 @@ METHODS = {
     )
 }
 
+
+def title_of(method: str) -> str:
+    """A heat map's title, or its name where it is none of METHODS."""
+    return METHODS[method].title if method in METHODS else method.replace("_", " ")
+
+
 # One measure a line reads better here than one argument a line.
 # fmt: off
 _CLASSIFIER = (
@@ -234,14 +240,11 @@ _PHANTOMS = (
         "logits"),
     Measure("reliance.*.flips", "verdicts that flip", SHARE, "",
         "Share of verdicts that become healthy when the lesions, or the marker, are left out."),
-    Measure("marker.chance.mass", "marker's area", SCORE, "",
-        "Share of the image that the marker takes.", "of the image"),
-    Measure("marker.chance.mass_near", "marker's area and edge", SCORE, "",
-        "Share of the image within R / 32 pixels of the marker.", "of the image"),
     Measure("marker.*.mass", "mass on the marker", SCORE, "",
-        "Share of the map's absolute values that lies on the marker.", "of the map"),
+        "Share of the map's absolute values on the marker; `chance` is its share of the image.",
+        "of the map"),
     Measure("marker.*.mass_near", "mass near the marker", SCORE, "",
-        "Share of it within R / 32 pixels of the marker.", "of the map"),
+        "The same within R / 32 pixels of the marker.", "of the map"),
     Measure("marker.*.share", "signed share of the marker", SCORE, "",
         "What the map sums to on the marker, over its whole sum.", "of the map"),
     Measure("real_cnn.path_spearman", "dose and logit, judging CNN", CORRELATION, "more",

@@ -4,7 +4,7 @@ Ctrl-C and SIGTERM end a stage after the images at hand.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import numpy as np
@@ -25,16 +25,20 @@ SHOWN = 6  # examples in a figure
 
 @dataclass(frozen=True)
 class Measured:
-    """What all stages together found."""
+    """What all stages together give; nothing, for a model without a GAN."""
 
-    numbers: dict  # {part: {name: {value, low, high, n}}}
-    responses: np.ndarray  # [images, F], the logits along each path
-    explanations: dict[int, Explanation]  # some of the first, by their rows
-    note: str | None  # where it was stopped
+    numbers: dict = field(default_factory=dict)  # {part: {name: {value, low, high, n}}}
+    responses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    # [images, F], the logits along each path
+    examples: list[tuple[int, Explanation]] = field(default_factory=list)  # with their labels
+    stopped: str = ""  # after how many images, if not all
 
 
-def measure(judge: Judge, rows: np.ndarray, split: str, journal: Journal) -> Measured:
-    """All parts that come from explanations of the rows, and what random lungs show.
+def measure(
+    judge: Judge, rows: np.ndarray, split: str, journal: Journal, draws: bool = False
+) -> Measured:
+    """All parts that come from explanations of the rows, and what random lungs show; `draws`: with
+    examples for a figure.
 
     After Ctrl-C, what is there is measured. Raises Interrupted if nothing is there yet.
     """
@@ -42,25 +46,25 @@ def measure(judge: Judge, rows: np.ndarray, split: str, journal: Journal) -> Mea
         if split in ("test", "train"):  # thresholds tuned on what is measured would flatter it
             judge.thresholds = tuned_thresholds(judge, journal, caught)
         cases, explanations = explained(judge, rows, journal, caught)
-        chosen = rows[: min(len(cases), RANDOMISED)]
-        stages = randomised(judge, chosen, explanations, journal, caught)
+        first = rows[: min(len(cases), RANDOMISED)]
+        stages = randomised(judge, first, explanations, journal, caught)
     patients = [judge.data.patients[row] for row in rows[: len(cases)]]
     numbers = intervals([_figures(case["figures"]) for case in cases], patients)
     lungs = journal.once(
         "random lungs", lambda: random_lungs(judge.model, judge.seed, judge.oracle)
     )
     numbers["disentanglement"] = lungs | numbers.get("disentanglement", {})
-    cascades = intervals(stages, patients[: len(stages)]).get("randomisation", {})
-    if cascades:
-        methods = {method: last_stage(stages) for method, stages in cascades.items()}
-        numbers["randomisation"] = methods
-    note = None
+    if stages:
+        cascades = intervals(stages, patients[: len(stages)])["randomisation"]
+        numbers["randomisation"] = {m: last_stage(stage) for m, stage in cascades.items()}
+    stopped = ""
     if len(cases) < len(rows):
-        note = f"stopped after {len(cases)} of {len(rows)} images"
-    elif len(stages) < len(chosen):
-        note = f"stopped after the randomisation of {len(stages)} of {len(chosen)} images"
+        stopped = f"{len(cases)} of {len(rows)} images"
+    elif len(stages) < len(first):
+        stopped = f"the randomisation of {len(stages)} of {len(first)} images"
     responses = np.array([case["logits"] for case in cases], np.float32)
-    return Measured(numbers, responses, explanations, note)
+    shown = examples(judge, first, explanations) if draws else []
+    return Measured(numbers, responses, shown, stopped)
 
 
 def tuned_thresholds(
@@ -136,15 +140,16 @@ def randomised(
     return stages
 
 
-def examples(judge: Judge, measured: Measured, rows: np.ndarray) -> list[tuple[int, Explanation]]:
+def examples(
+    judge: Judge, rows: np.ndarray, explanations: dict[int, Explanation]
+) -> list[tuple[int, Explanation]]:
     """Labels and explanations for a figure. They are not chosen: they are the first explained of
     each class in turn, the healthy ones above."""
     labels = judge.data.labels
-    first = rows[: min(len(measured.responses), RANDOMISED)]
-    classes = [[row for row in first if labels[row] == label] for label in (0, 1)]
+    classes = [[row for row in rows if labels[row] == label] for label in (0, 1)]
     turns = [row for pair in zip_longest(*classes) for row in pair if row is not None][:SHOWN]
     return [
-        (int(labels[row]), measured.explanations.get(row) or judge.explain(row))
+        (int(labels[row]), explanations.get(row) or judge.explain(row))
         for row in sorted(turns, key=labels.item)
     ]
 
