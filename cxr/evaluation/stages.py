@@ -54,8 +54,8 @@ def measure(
         "random lungs", lambda: random_lungs(judge.model, judge.seed, judge.oracle)
     )
     numbers["disentanglement"] = lungs | numbers.get("disentanglement", {})
-    if stages:
-        cascades = intervals(stages, patients[: len(stages)])["randomisation"]
+    cascades = intervals(stages, patients[: len(stages)]).get("randomisation", {})
+    if cascades:
         numbers["randomisation"] = {m: last_stage(stage) for m, stage in cascades.items()}
     stopped = ""
     if len(cases) < len(rows):
