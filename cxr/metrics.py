@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 15
@@ -205,15 +204,6 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-logit)), written so that no logit overflows."""
     return (1 + np.tanh(logits / 2)) / 2
-
-
-def image_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute difference of images [N, 1, R, R] at three scales, plus 1 - SSIM."""
-    loss = 1 - ssim(x, y).mean()
-    for _ in range(3):
-        loss = loss + (x - y).abs().mean()
-        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-    return loss
 
 
 def _called(probabilities: np.ndarray) -> np.ndarray:

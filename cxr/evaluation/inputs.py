@@ -11,7 +11,7 @@ from cxr import UsageError
 from cxr.checkpoints import Model, load_classifier, load_model, with_discriminator
 from cxr.classifier import to_tensor
 from cxr.datasets import Dataset, open_dataset
-from cxr.device import find_device
+from cxr.device import prepare
 from cxr.evaluation import journal
 from cxr.evaluation.cases import mask_files
 from cxr.explain import with_classifier
@@ -82,7 +82,7 @@ class Inputs:
 def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs:
     """Open all inputs. Raises UsageError if they do not belong together, CxrError for a bad model,
     data set or classifier."""
-    device = find_device(options.device)
+    device = prepare(options.device)
     loaded = with_discriminator(load_model(model, device), device)
     if options.classifier:
         loaded = with_classifier(loaded, options.classifier)

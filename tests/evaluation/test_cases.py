@@ -29,7 +29,7 @@ def test_masks_of_other_images_are_refused(xrays, tmp_path):
 def test_change_outside_the_lungs_is_a_share_of_the_change(judged):
     own, row, e = judged
     end = e.frames[e.numbers["counterfactual"]["frame"]][0]
-    change = (e.copies[0, 0] - end).abs()
+    change = (e.reconstructions[0, 0] - end).abs()
     inside = change[8:20, 8:20].sum() / change.sum()
     found = own.counterfactual(e, row)["counterfactual", "outside_lung"]
     assert found == pytest.approx(1 - inside.item(), rel=1e-4)
@@ -77,8 +77,13 @@ def test_swapped_codes_are_scored_only_where_the_classes_differ(judged, xrays):
     dose = {"classifier": lambda x: x.mean((1, 2, 3)), "generator": Disease()}
     model = Model({**own.model.networks, **dose}, own.model.info, own.model.buffers)
     e, dark = (
-        dataclasses.replace(found, codes=dataclasses.replace(found.codes, z2=z2))
-        for found, z2 in ((e, torch.full((1, 4), 0.5)), (dark, torch.full((1, 4), -0.5)))
+        dataclasses.replace(
+            found,
+            inversion=dataclasses.replace(
+                found.inversion, codes=dataclasses.replace(found.codes, z2=z2)
+            ),
+        )
+        for found, z2 in ((e, torch.full((1, 16), 0.5)), (dark, torch.full((1, 16), -0.5)))
     )
     assert dataclasses.replace(own, model=model).swap([e, dark]) == [1, 1]
 
