@@ -15,10 +15,9 @@ from cxr.datasets import Dataset
 from cxr.evaluation import heatmaps
 from cxr.evaluation.intervals import Figures
 from cxr.explain import explain
-from cxr.explanation import CHANGED, Explanation
+from cxr.explanation import CHANGED, Explanation, rejections
 from cxr.inversion import Codes
 
-REJECTED = 0.1  # a reconstruction's gap in probability above which it does not stand for the image
 HEALTHY = 256  # training images at most that deletion may turn an image into
 GROUP = 4  # images judged at once; a discriminator compares so many
 
@@ -63,13 +62,10 @@ class Judge:
         return group
 
     def reconstruction(self, e: Explanation) -> Figures:
-        """`rejected`: the probability gap is above 0.1, or the encoder's SSIM under validation's
-        5th percentile."""
+        """How well the reconstruction stands for the image; `rejected`: it does not."""
         n = e.numbers["reconstruction"]
-        limit = self.model.info["thresholds"].get("ssim", -1)
-        rejected = n["probability_gap"] > REJECTED or n["ssim_encoder"] < limit
         figures = {name: n[name] for name in ("psnr", "ssim", "probability_gap")}
-        figures["rejected"] = float(rejected)
+        figures["rejected"] = float(bool(rejections(e.numbers, self.model)))
         return _under("reconstruction", figures)
 
     @torch.no_grad()
