@@ -10,6 +10,7 @@ import click
 
 from cxr import CxrError, UsageError, __version__
 from cxr.options import (
+    INTERRUPTED,
     PRESETS,
     SPLITS,
     Door,
@@ -200,8 +201,8 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 @click.option(
     "--oracle",
     metavar="CNN",
-    help="Another CNN, trained independently, that judges the GAN: a model file, or "
-    "FILE.py:FUNCTION.",
+    help="An independent classifier, trained apart from the GAN's, that judges the GAN: a model "
+    "file, or FILE.py:FUNCTION.",
 )
 @click.option(
     "--limit", type=click.IntRange(1), help="How many images to explain.", show_default="all"
@@ -210,9 +211,11 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 @data_options
 @seed_option
 @out_option("evaluation", "The folder for evaluation.json, evaluation.md and figures/.")
+@click.option("--resume", is_flag=True, help="Go on with the evaluation that --out holds.")
 @device_option
 @json_option
-def evaluate(data: str, model: str, split: str, out: str, as_json: bool, **options) -> None:
+@click.pass_context
+def evaluate(context, data: str, model: str, split: str, out: str, as_json: bool, **options):
     """Measure classifier, GAN and explanations on the held-out patients of DATA."""
     from cxr import console
     from cxr.evaluation import evaluate as evaluation
@@ -226,6 +229,7 @@ def evaluate(data: str, model: str, split: str, out: str, as_json: bool, **optio
     else:
         tables.evaluation(f"{data}, {split}", numbers)
         console.say(f"numbers: {Path(out) / 'evaluation.json'}")
+    context.exit(INTERRUPTED if "stopped" in numbers["about"] else 0)
 
 
 @cli.command(epilog=example("cxrgan evaluate-phantoms --out runs/protocol"))

@@ -49,7 +49,10 @@ setup(
         "pillow>=10.1",
     ],
     extras_require={
-        "test": ["pytest", "ruff", "coverage", "captum", "setuptools>=70.1"],
+        "test": [
+            *("pytest", "ruff", "coverage", "captum", "setuptools>=70.1"),
+            *("scikit-learn", "scikit-image"),
+        ],
         "dicom": ["pydicom>=3"],
         "plots": ["matplotlib>=3.7"],
     },

@@ -60,8 +60,8 @@ def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
 def classifier_metrics(
     classifier: nn.Module, data: Dataset, split: str, device: str | torch.device
 ) -> dict:
-    """AUROC, accuracy, sensitivity, specificity and calibration error with bootstrap intervals
-    over patients, and AUROC under each fixed perturbation; each {value, low, high, n}."""
+    """AUROC, accuracy, sensitivity, specificity and calibration error on a split, and AUROC under
+    each fixed perturbation, with their intervals over patients: {name: {value, low, high, n}}."""
     rows = data.rows(split)
     images, labels = data.pictures(split), data.labels[rows]
     patients = np.array([data.patients[row] for row in rows])
@@ -70,7 +70,7 @@ def classifier_metrics(
         return metrics.bootstrap(statistic, patients, scores, labels)
 
     logits = {change: predict(classifier, images, device, change) for change in PERTURBATIONS}
-    probabilities = 1 / (1 + np.exp(-logits["clean"]))
+    probabilities = metrics.sigmoid(logits["clean"])
     return {
         "auroc": interval(metrics.auroc, logits["clean"]),
         "accuracy": interval(metrics.accuracy, probabilities),

@@ -1,4 +1,4 @@
-"""The standard measures, each with its definition, and how sure one may be of them.
+"""Statistics of classifiers and images, and the 95% interval of each.
 
 `labels` are 0 (negative) or 1 (positive), [N]. A measure that the data do not define (no image of
 the class it asks about) is NaN.
@@ -12,6 +12,7 @@ from torch import Tensor
 
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
+Z = 1.959964  # the 97.5% point of the normal distribution
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -23,25 +24,28 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     pairs = positive.sum() * (~positive).sum()
     if pairs == 0 or np.isnan(scores).any():
         return float("nan")
-    _, level, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[level]  # ties share their mean rank, from 1
     lowest = positive.sum() * (positive.sum() + 1) / 2
-    return float((ranks[positive].sum() - lowest) / pairs)
+    return float((ranks(scores)[positive].sum() - lowest) / pairs)
+
+
+def share(hits: np.ndarray) -> float:
+    """The mean of [N] values that are 0 or 1 each: in how many of the images something holds."""
+    return float(np.mean(hits)) if len(hits) else float("nan")
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of images called right; a probability of 0.5 or more calls an image positive."""
-    return _mean(_called(probabilities) == (np.asarray(labels) == 1))
+    return share(_called(probabilities) == (np.asarray(labels) == 1))
 
 
 def sensitivity(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of the positive images called positive (probability 0.5 or more)."""
-    return _mean(_called(probabilities)[np.asarray(labels) == 1])
+    return share(_called(probabilities)[np.asarray(labels) == 1])
 
 
 def specificity(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of the negative images called negative (probability under 0.5)."""
-    return _mean(~_called(probabilities)[np.asarray(labels) == 0])
+    return share(~_called(probabilities)[np.asarray(labels) == 0])
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -73,7 +77,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     for _ in range(50):  # the loss is convex in 1 / T: bisect the sign of its slope
         middle = (coldest + hottest) / 2
         scaled = logits * np.exp(-middle)
-        slope = np.sum((_sigmoid(scaled) - targets) * logits)
+        slope = np.sum((sigmoid(scaled) - targets) * logits)
         coldest, hottest = (coldest, middle) if slope < 0 else (middle, hottest)
     return float(np.exp((coldest + hottest) / 2))
 
@@ -101,22 +105,27 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return (luminance * structure).mean((1, 2))
 
 
+Ends = Callable[..., tuple[float, float]]  # from value, patients, *arrays to low, high
+
+
 def bootstrap(
     statistic: Callable[..., float],
     groups: Sequence,
     *arrays: np.ndarray,
     samples: int = 1000,
     seed: int = 0,
-    shares: bool = True,
+    ends: Ends | None = None,
 ) -> dict[str, float]:
     """A statistic with its 95% percentile interval over patients (Efron 1979, cluster bootstrap).
 
     Patients are drawn with replacement, each with all of its rows. statistic: from the arrays' rows
-    to a float; a resample where it is NaN (say, for want of a class) is skipped. groups: the
+    to a float; a resample where it is NaN (say, because a class is missing) is skipped. groups: the
     patient of each row, [N]; arrays: [N, ...] each. Returns value (of the data themselves), low,
-    high and n, the number of rows; all NaN but n if there is none. Where every resample gives 0 or
-    every one 1, the other end is the exact one of a share of the patients (Clopper & Pearson 1934),
-    unless `shares` is False.
+    high and n, the number of rows; all NaN but n if there is none.
+
+    Where every resample gives 0 or every one 1, the bootstrap has no width and would claim
+    certainty. Then `ends` gives the interval; by default the one of the statistic in ENDS. A
+    statistic without one keeps the bootstrap's own interval.
     """
     arrays = [np.asarray(array) for array in arrays]
     _, patient, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
@@ -135,22 +144,70 @@ def bootstrap(
     values = np.array(values)[~np.isnan(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     value = float(statistic(*arrays))
-    if shares and low == high and value in (0, 1):
-        rare = 1 - 0.025 ** (1 / len(counts))
-        low, high = (0.0, rare) if value == 0 else (1 - rare, 1.0)
+    ends = ends or ENDS.get(statistic)
+    if ends and low == high and value in (0, 1):
+        low, high = ends(value, patient, *arrays)
     return {"value": value, "low": float(low), "high": float(high), "n": len(patient)}
+
+
+def share_ends(value: float, patients: np.ndarray, *arrays: np.ndarray) -> tuple[float, float]:
+    """The exact 95% interval of a share of the patients that is 0 or 1 (Clopper & Pearson 1934)."""
+    rare = 1 - 0.025 ** (1 / len(np.unique(patients)))
+    return (0.0, rare) if value == 0 else (1 - rare, 1.0)
+
+
+def auroc_ends(value: float, patients: np.ndarray, *arrays: np.ndarray) -> tuple[float, float]:
+    """The 95% score interval of an AUROC that is 0 or 1; the last array are the labels.
+
+    Bootstrap, DeLong's (1988) and Hanley & McNeil's (1982) standard errors are all 0 there. Newcombe
+    (2006, Statistics in Medicine 25:559, method 5) instead asks which true AUROC A the data are
+    still compatible with: |value - A| = z sqrt(V(A)), V being Hanley & McNeil's variance at A for
+    distributions of exponential type. For its numbers of positives and negatives the patients of
+    each class are counted, not their images.
+    """
+    positive, negative = (len(np.unique(patients[arrays[-1] == label])) for label in (1, 0))
+    more = (positive + negative) / 2 - 1
+    low, high = 0.0, 1.0  # of A where the value is 1, by bisection; 0 is its mirror image
+    for _ in range(60):
+        middle = (low + high) / 2
+        spread = 1 + more * ((1 - middle) / (2 - middle) + middle / (1 + middle))
+        near = 1 - middle < Z**2 * middle * spread / (positive * negative)
+        low, high = (low, middle) if near else (middle, high)
+    return (low, 1.0) if value == 1 else (0.0, 1 - low)
+
+
+ENDS: dict[Callable[..., float], Ends] = {
+    share: share_ends,
+    accuracy: share_ends,
+    sensitivity: share_ends,
+    specificity: share_ends,
+    auroc: auroc_ends,
+}
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation (Spearman 1904), ties sharing their mean rank; NaN if a or b is constant."""
+    return pearson(ranks(a), ranks(b))
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Linear correlation (Pearson 1895) of [N] and [N]; NaN if a or b is constant."""
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else float("nan")
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value from 1, flattened; equal values share their mean rank."""
+    _, level, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[level.ravel()]
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-logit)), written so that no logit overflows."""
+    return (1 + np.tanh(logits / 2)) / 2
 
 
 def _called(probabilities: np.ndarray) -> np.ndarray:
     return np.asarray(probabilities) >= 0.5
-
-
-def _mean(hits: np.ndarray) -> float:
-    return float(hits.mean()) if len(hits) else float("nan")
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return (1 + np.tanh(logits / 2)) / 2  # does not overflow
 
 
 def _blur(x: Tensor) -> Tensor:
@@ -165,16 +222,3 @@ def _blur(x: Tensor) -> Tensor:
         length = x.shape[axis] - 10
         x = sum(weight * x.narrow(axis, i, length) for i, weight in enumerate(weights))
     return x
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation (Spearman 1904), ties sharing their mean rank; NaN if a or b is constant."""
-    a, b = _ranks(a), _ranks(b)
-    if not (a.std() and b.std()):
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, level, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[level.ravel()]

@@ -260,7 +260,7 @@ def test_json_is_all_that_evaluate_prints_on_stdout(model_file, xrays, tmp_path)
     printed = json.loads(succeed("evaluate", xrays, *words, "--json").stdout)
     assert printed == json.loads((tmp_path / "evaluation.json").read_text())
     table = succeed("evaluate", xrays, *words).stdout
-    assert "│ auroc " in table and "│ spearman " in table and "all random" in table
+    assert "│ AUROC " in table and "│ dose and logit " in table and "randomisation" in table
 
 
 def test_evaluate_measures_a_gan_of_ones_own_classifier(gan_run, xrays, own_classifier, tmp_path):

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
 from cxr import metrics
 
@@ -49,18 +51,26 @@ def test_rates_are_undefined_without_an_image_to_count():
 
 
 def test_scikit_learn_finds_the_same_rates(rng):
-    sklearn = pytest.importorskip("sklearn.metrics")
     labels = rng.integers(0, 2, 200)
     probabilities = np.round(np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1), 2)
     called = probabilities >= 0.5
     assert metrics.auroc(probabilities, labels) == pytest.approx(
-        sklearn.roc_auc_score(labels, probabilities)
+        roc_auc_score(labels, probabilities)
     )
-    assert metrics.accuracy(probabilities, labels) == sklearn.accuracy_score(labels, called)
-    assert metrics.sensitivity(probabilities, labels) == sklearn.recall_score(labels, called)
-    assert metrics.specificity(probabilities, labels) == sklearn.recall_score(
-        labels, called, pos_label=0
-    )
+    assert metrics.accuracy(probabilities, labels) == accuracy_score(labels, called)
+    assert metrics.sensitivity(probabilities, labels) == recall_score(labels, called)
+    assert metrics.specificity(probabilities, labels) == recall_score(labels, called, pos_label=0)
+
+
+def test_sigmoid_does_not_overflow():
+    assert metrics.sigmoid(np.array([-1e4, 0, 1e4])).tolist() == [0, 0.5, 1]
+    assert metrics.sigmoid(np.array([1.3]))[0] == pytest.approx(1 / (1 + np.exp(-1.3)))
+
+
+def test_pearson_is_nan_where_a_column_is_constant(rng):
+    a, b = rng.normal(size=(2, 20))
+    assert metrics.pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert np.isnan(metrics.pearson(a, np.ones(20)))
 
 
 def test_calibration_error_weighs_the_gap_of_each_bin_by_its_share():
@@ -140,7 +150,6 @@ def test_ssim_has_the_right_gradient(rng):
 
 
 def test_scikit_image_finds_the_same_psnr_and_ssim(rng):
-    skimage = pytest.importorskip("skimage.metrics")
     x, y = images(rng)
     unit = [((image + 1) / 2)[:, 0].double().numpy() for image in (x, y)]
     options = {
@@ -149,8 +158,8 @@ def test_scikit_image_finds_the_same_psnr_and_ssim(rng):
         "sigma": 1.5,
         "data_range": 1,
     }
-    ssim = [skimage.structural_similarity(a, b, **options) for a, b in zip(*unit)]
-    psnr = [skimage.peak_signal_noise_ratio(a, b, data_range=1) for a, b in zip(*unit)]
+    ssim = [structural_similarity(a, b, **options) for a, b in zip(*unit)]
+    psnr = [peak_signal_noise_ratio(a, b, data_range=1) for a, b in zip(*unit)]
     np.testing.assert_allclose(metrics.ssim(x, y), ssim, atol=1e-5)
     np.testing.assert_allclose(metrics.psnr(x, y), psnr, rtol=1e-5)
 
@@ -196,12 +205,60 @@ def test_bootstrap_skips_resamples_that_lack_a_class():
 
 @pytest.mark.parametrize("patients", [11, 40])
 def test_a_share_of_all_or_none_has_the_exact_interval(patients):
-    every = metrics.bootstrap(np.mean, np.arange(patients), np.ones(patients))
-    none = metrics.bootstrap(np.mean, np.arange(patients), np.zeros(patients))
+    every = metrics.bootstrap(metrics.share, np.arange(patients), np.ones(patients))
+    none = metrics.bootstrap(metrics.share, np.arange(patients), np.zeros(patients))
     assert every["low"] ** patients == pytest.approx(0.025) and every["high"] == 1
     assert none["low"] == 0 and none["high"] == pytest.approx(1 - every["low"])
-    twice = metrics.bootstrap(np.mean, np.arange(2 * patients) // 2, np.ones(2 * patients))
+    twice = metrics.bootstrap(metrics.share, np.arange(2 * patients) // 2, np.ones(2 * patients))
     assert twice["low"] == every["low"]
+
+
+def test_the_mean_of_other_numbers_keeps_the_interval_of_its_resamples():
+    found = metrics.bootstrap(np.mean, np.arange(11), np.ones(11))
+    assert found["low"] == found["high"] == 1
+
+
+@pytest.mark.parametrize("statistic", [metrics.accuracy, metrics.sensitivity])
+def test_rates_are_shares(statistic):
+    found = metrics.bootstrap(statistic, np.arange(11), np.ones(11), np.ones(11))
+    assert found["low"] ** 11 == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("positives, negatives", [(5, 5), (20, 19), (60, 10)])
+def test_a_perfect_auroc_has_newcombes_score_interval(positives, negatives):
+    """At its low end, the observed 1 is z standard errors of Hanley & McNeil away."""
+    labels = np.repeat([1, 0], [positives, negatives])
+    found = metrics.bootstrap(metrics.auroc, np.arange(len(labels)), labels * 2.0, labels)
+    a = found["low"]
+    assert (found["value"], found["high"]) == (1, 1) and 0.5 < a < 1
+    extra = ((positives + negatives) / 2 - 1) * ((1 - a) / (2 - a) + a / (1 + a))
+    error = np.sqrt(a * (1 - a) * (1 + extra) / (positives * negatives))
+    assert 1 - a == pytest.approx(1.959964 * error)
+    mirrored = metrics.bootstrap(metrics.auroc, np.arange(len(labels)), -labels, labels)
+    assert [mirrored[key] for key in ("value", "low", "high")] == pytest.approx([0, 0, 1 - a])
+    twice = metrics.bootstrap(
+        metrics.auroc,
+        np.repeat(np.arange(len(labels)), 2),
+        np.repeat(labels, 2),
+        np.repeat(labels, 2),
+    )
+    assert twice["low"] == a  # patients are counted
+
+
+@pytest.mark.parametrize("positives, negatives", [(5, 5), (10, 30)])
+def test_a_perfect_auroc_is_rare_where_the_truth_is_the_low_end(rng, positives, negatives):
+    labels = np.repeat([1, 0], [positives, negatives])
+    low, _ = metrics.auroc_ends(1, np.arange(len(labels)), labels)
+    odds = low / (1 - low)  # of two exponential scores, whose true AUROC is then `low`
+    high = rng.exponential(odds, (4000, positives)).min(1)
+    assert np.mean(high > rng.exponential(1, (4000, negatives)).max(1)) < 0.03
+
+
+def test_an_auroc_short_of_perfect_has_the_bootstraps_interval(rng):
+    labels = np.arange(60) % 2
+    scores = labels + rng.normal(0, 0.4, 60)
+    found = metrics.bootstrap(metrics.auroc, np.arange(60), scores, labels)
+    assert 0.9 < found["low"] < found["value"] < found["high"] <= 1
 
 
 def test_bootstrap_of_what_is_undefined_is_nan():
@@ -216,3 +273,13 @@ def test_bootstrap_is_repeatable_and_follows_its_seed(rng):
     first = metrics.bootstrap(np.mean, np.arange(50), values, samples=100)
     assert first == metrics.bootstrap(np.mean, np.arange(50), values, samples=100)
     assert first != metrics.bootstrap(np.mean, np.arange(50), values, samples=100, seed=1)
+
+
+def test_spearman_sees_order_alone_and_shares_tied_ranks():
+    a = np.array([1.0, 2, 3, 4])
+    assert metrics.spearman(a, np.exp(a)) == pytest.approx(1)
+    assert metrics.spearman(a, -(a**3)) == pytest.approx(-1)
+    assert metrics.spearman(a, np.array([1, 1, 2, 2])) == pytest.approx(2 / np.sqrt(5))
+    unequal = metrics.spearman(np.arange(5), np.array([1, 1, 1, 2, 3]))
+    assert unequal == pytest.approx(8 / np.sqrt(80))
+    assert np.isnan(metrics.spearman(a, np.ones(4)))

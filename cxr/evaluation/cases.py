@@ -1,4 +1,4 @@
-"""What the explanation of each image is worth: all figures that are taken image by image."""
+"""How good the explanation of each image is: all figures that are taken image by image."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,29 +13,27 @@ from cxr.checkpoints import Model
 from cxr.classifier import to_tensor
 from cxr.datasets import Dataset
 from cxr.evaluation import heatmaps
+from cxr.evaluation.intervals import Figures
 from cxr.explain import explain
-from cxr.explanation import CHANGED, Explanation
+from cxr.explanation import CHANGED, Explanation, rejections
 from cxr.inversion import Codes
 
-REJECTED = 0.1  # a reconstruction's gap in probability above which it does not stand for the image
 HEALTHY = 256  # training images at most that deletion may turn an image into
 GROUP = 4  # images judged at once; a discriminator compares so many
-Figures = dict[tuple[str, ...], float]  # by the keys that lead to them in evaluation.json
 
 
 @dataclass
 class Judge:
     """Explains rows of a data set and measures each explanation.
 
-    A figure that an image does not define is NaN.
+    A figure that an image does not define is NaN. oracle: the independent classifier; masks, lungs:
+    where the disease is, where the lungs are, by the image's stem.
     """
 
     model: Model
     data: Dataset
     oracle: nn.Module | None = None
-    masks: dict[str, Path] = field(
-        default_factory=dict
-    )  # where the disease is, by the image's stem
+    masks: dict[str, Path] = field(default_factory=dict)
     lungs: dict[str, Path] = field(default_factory=dict)
     refine: int = 60
     seed: int = 0
@@ -50,50 +48,45 @@ class Judge:
         x = to_tensor(self.data.images[row : row + 1], self.device)
         return explain(x, model or self.model, refine=self.refine, seed=self.seed)
 
-    def judge(self, rows: np.ndarray, found: list[Explanation]) -> list[Figures]:
+    def judge(self, rows: np.ndarray, explanations: list[Explanation]) -> list[Figures]:
         """The figures of each of some rows, at most GROUP, by their explanations."""
-        figures = []
-        for row, e in zip(rows, found):
-            own = self.reconstruction(e) | self.counterfactual(e, row)
-            own |= path(e) | self.disentanglement(e, row) | self.of_maps(e, row)
-            figures.append(own)
-        for own, mid, swapped in zip(figures, self.realism_mid(found), self.swap(found)):
-            own["path", "realism_mid"] = mid
-            own["disentanglement", "swap"] = swapped
-        return figures
+        group = []
+        for row, e in zip(rows, explanations):
+            figures = self.reconstruction(e) | self.counterfactual(e, row)
+            figures |= path(e) | self.disentanglement(e, row) | self.of_maps(e, row)
+            group.append(figures)
+        compared = zip(group, self.realism_mid(explanations), self.swap(explanations))
+        for figures, mid, swapped in compared:
+            figures["path", "realism_mid"] = mid
+            figures["disentanglement", "swap"] = swapped
+        return group
 
     def reconstruction(self, e: Explanation) -> Figures:
-        """`rejected`: the probability gap is above 0.1, or the encoder's SSIM under validation's
-        5th percentile."""
+        """How well the reconstruction stands for the image; `rejected`: it does not."""
         n = e.numbers["reconstruction"]
-        limit = self.model.info["thresholds"].get("ssim", -1)
-        rejected = n["probability_gap"] > REJECTED or n["ssim_encoder"] < limit
         figures = {name: n[name] for name in ("psnr", "ssim", "probability_gap")}
-        figures["rejected"] = float(rejected)
+        figures["rejected"] = float(bool(rejections(e.numbers, self.model)))
         return _under("reconstruction", figures)
 
     @torch.no_grad()
     def counterfactual(self, e: Explanation, row: int) -> Figures:
-        """The path's end of the other class: validity, that this CNN (the oracle) gives it that
-        class; L1 from the original and from the reconstruction; `sparsity`, the share of pixels
-        that change by more than 0.05; all `overlaid`: of the original changed only where the CNN
-        needs it; `outside_lung`, the share of the change there, and
-        `outside_area`, the share of the image, which a change without any aim would give."""
+        """The counterfactual is the path's end of the other class. `overlaid`: the original, changed
+        only where the CNN needs it. What each figure means is declared in the registry."""
         n = e.numbers["counterfactual"]
         end = e.frames[n["frame"]]
-        laid = e.overlaid[n["frame"]]
+        overlaid = e.overlaid[n["frame"]]
         figures = {name: n[name] for name in ("l1_original", "l1_reconstruction", "l1_overlaid")}
         figures |= {"validity": float(n["flipped"]), "sparsity": n["changed_pixels"]}
         figures["validity_overlaid"] = float(n["flipped_overlaid"])
         figures["sparsity_overlaid"] = n["changed_overlaid"]
         if self.oracle is not None:
-            for name, x in (("oracle_validity", end), ("oracle_validity_overlaid", laid)):
+            for name, x in (("oracle_validity", end), ("oracle_validity_overlaid", overlaid)):
                 figures[name] = float((self.oracle(x[None]).item() > 0) != e.diseased)
         lung = self.place(self.lungs, row)
         if lung is not None:
             for name, change in (
                 ("", e.reconstructions[0] - end),
-                ("_overlaid", e.image[0] - laid),
+                ("_overlaid", e.image[0] - overlaid),
             ):
                 size = change[0].abs().cpu().numpy()
                 figures["outside_lung" + name] = float(size[~lung].sum() / max(size.sum(), 1e-12))
@@ -102,12 +95,10 @@ class Judge:
 
     @torch.no_grad()
     def disentanglement(self, e: Explanation, row: int) -> Figures:
-        """`structure_ssim`: of the path's two ends, where they agree to 0.05 of the range, and
-        `outside_lung_ssim`, outside the lungs; `inverted_healthy`: a diseased image's lungs are
-        called healthy at dose 0, by this CNN and by the oracle.
+        """Whether structure stays along the path, and whether dose 0 is healthy.
 
-        The overlap of the ends' own lungs is not measured: it takes a network that finds lungs,
-        and one that finds them under disease. That what surrounds them stays is asked instead.
+        The overlap of the lungs of the path's two ends is not measured: it takes a network that
+        finds lungs under disease, too. Instead, what surrounds the lungs is compared.
         """
         ends = e.frames[:1], e.frames[-1:]
         same = (ends[0] - ends[1])[0, 0].abs() <= 2 * CHANGED
@@ -123,31 +114,31 @@ class Judge:
         return _under("disentanglement", figures)
 
     @torch.no_grad()
-    def realism_mid(self, found: list[Explanation]) -> list[float]:
+    def realism_mid(self, explanations: list[Explanation]) -> list[float]:
         """The discriminator's mean score of each path's frames from dose 0.25 to 0.75, less that
         of its two ends: 0 or more where mid frames look as real. A frame is scored among the same
         frames of the other paths, as in training among other lungs."""
         if "discriminator" not in self.model.networks:
-            return [float("nan")] * len(found)
-        doses = found[0].doses
-        frames = torch.stack([e.frames for e in found], 1)  # [F, n, 1, R, R]
-        marks = torch.stack(
+            return [float("nan")] * len(explanations)
+        doses = explanations[0].doses
+        frames = torch.stack([e.frames for e in explanations], 1)  # [F, n, 1, R, R]
+        scores = torch.stack(
             [self.model.discriminator(x, d.expand(len(x))) for x, d in zip(frames, doses)]
         )  # [F, n]
         middle = (doses >= 0.25) & (doses <= 0.75)
-        return (marks[middle].mean(0) - marks[[0, -1]].mean(0)).tolist()
+        return (scores[middle].mean(0) - scores[[0, -1]].mean(0)).tolist()
 
     @torch.no_grad()
-    def swap(self, found: list[Explanation]) -> list[float]:
+    def swap(self, explanations: list[Explanation]) -> list[float]:
         """Each image's lungs with the next one's `z2`: 1 if the CNN then calls it as it calls the
         next one's reconstruction, 0 if as its own; NaN where it calls both alike."""
-        lungs = Codes.together([e.codes.best for e in found])
-        own, mixed = (
+        lungs = Codes.together([e.codes.best for e in explanations])
+        verdict, mixed = (
             self.model.classifier(lungs.draw(self.model.generator, z).clamp(-1, 1)) > 0
             for z in (lungs.z2, lungs.z2.roll(-1, 0))
         )
-        donor = own.roll(-1)
-        return torch.where(own == donor, torch.nan, (mixed == donor).float()).tolist()
+        donor = verdict.roll(-1)
+        return torch.where(verdict == donor, torch.nan, (mixed == donor).float()).tolist()
 
     def maps(self, e: Explanation, row: int) -> dict[str, Tensor]:
         """The explanation's maps and the baselines that ask no classifier, [R, R] each, signed."""
@@ -191,10 +182,10 @@ class Judge:
         return x[torch.cat(called)] if called else x
 
     def nearest_healthy(self, x: Tensor) -> Tensor | None:
-        """The one of them with the least squared difference from `x`, into which deletion turns it.
+        """The healthy image with the least squared difference from `x`; deletion turns `x` into it.
 
-        A constant, a blurred or the mean image would not do: such a CNN may call them diseased,
-        and then nothing is deleted. The path's own healthy end would favour the path's maps.
+        A constant, a blurred or the mean image would not do: the CNN may call them diseased, and
+        then nothing is deleted. The path's own healthy end would favour the path's maps.
         """
         if not len(self.healthy):
             return None

@@ -1,4 +1,4 @@
-"""What explanation and generator are scored by: each measure, its definition and its source.
+"""How heat maps are scored: each measure, its definition and its source.
 
 A heat map is [R, R]; a place (a mask) is bool [R, R]. A measure that its input does not define is
 NaN.
@@ -49,10 +49,10 @@ def otsu(heat: np.ndarray) -> float:
     return float(edges[1:-1][variance.argmax()] if heat.min() < heat.max() else heat.max())
 
 
-def iou(found: np.ndarray, place: np.ndarray) -> float:
-    """Intersection over union of two masks; 0 if nothing is found."""
-    union = (found | place).sum()
-    return float((found & place).sum() / union) if union else float("nan")
+def iou(marked: np.ndarray, place: np.ndarray) -> float:
+    """Intersection over union of two masks; 0 if nothing is marked."""
+    union = (marked | place).sum()
+    return float((marked & place).sum() / union) if union else float("nan")
 
 
 def iou_curve(heat: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The figures of an evaluation, for print: drawn with matplotlib, where it is installed."""
 
 import importlib.util
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from cxr import console, film, metrics
 from cxr.classifier import to_uint8
+from cxr.evaluation.registry import ASKS, METHODS, find, title_of
 from cxr.explanation import Explanation
 from cxr.files import replacing
 
@@ -21,19 +23,7 @@ COLUMN, PAGE = 3.5, 7.0  # widths in inches
 INK, RULE = "#26282c", "#aab0b8"
 OURS, ASKING, BLIND = "#1f5fa8", "#8496ab", "#d3d7dd"
 SIDE = 256  # of an example, in pixels
-KINDS = {0: (OURS, "ours"), 1: (ASKING, "asks the CNN"), 2: (BLIND, "asks nothing")}
-BASELINES = dict.fromkeys(("gradient", "integrated_gradients", "grad_cam"), 1)  # their kinds
-BASELINES |= dict.fromkeys(("centre", "edges", "random", "mean_difference", "lung_mask"), 2)
-TITLES = {
-    "ap": "average\nprecision",
-    "auroc": "pixel\nAUROC",
-    "pointing": "pointing\ngame",
-    "iou_otsu": "IoU at\nOtsu's threshold",
-    "iou_tuned": "IoU at a\ntuned threshold",
-    "deletion": "deletion,\nless is better",
-    "insertion": "insertion,\nmore is better",
-}
-NAMES = {"latent_ig": "latent IG", "grad_cam": "Grad-CAM"}
+COLOURS = dict(zip(ASKS, (OURS, ASKING, BLIND)))  # of methods by whom they ask
 POINTS = {"fmt": "none", "ecolor": INK, "elinewidth": 0.7}  # an interval without its value
 STYLE = {
     "font.size": 7,
@@ -100,10 +90,10 @@ def _figures(numbers: dict, material: Material) -> Iterator[tuple[str, "Figure"]
     if len(material.responses):
         yield "response", response(material.responses, material.named)
     if "localisation" in numbers:
-        yield "localisation", bars(facets(numbers["localisation"]))
-    dependence = facets(numbers.get("faithfulness", {}))
+        yield "localisation", bars(facets("localisation", numbers["localisation"]))
+    dependence = facets("faithfulness", numbers.get("faithfulness", {}))
     if "randomisation" in numbers:
-        dependence.append(("correlation,\nCNN randomised", numbers["randomisation"]))
+        dependence.append((_title("randomisation", "*"), numbers["randomisation"]))
     if dependence:
         yield "dependence", bars(dependence)
     if material.examples:
@@ -114,7 +104,7 @@ def classifier(logits: np.ndarray, labels: np.ndarray, auroc: dict) -> "Figure":
     """ROC and reliability. logits, labels: [N]; auroc: {value, low, high, n}."""
     figure, pair = _axes(1, 2, 2.05)
     _roc(pair[0], logits, labels, auroc)
-    _reliability(pair[1], _sigmoid(logits), labels)
+    _reliability(pair[1], metrics.sigmoid(logits), labels)
     for axes in pair:
         axes.plot([0, 1], [0, 1], color=RULE, linewidth=0.6, zorder=1)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
@@ -126,9 +116,11 @@ def _roc(axes: "Axes", logits: np.ndarray, labels: np.ndarray, auroc: dict) -> N
     """The curve, its area and the point at probability 0.5."""
     groups = [np.sort(logits[labels == label]) for label in (0, 1)]
     levels = np.unique(logits)
-    alarms, hits = (np.append(1 - np.searchsorted(own, levels) / len(own), 0) for own in groups)
+    alarms, hits = (
+        np.append(1 - np.searchsorted(group, levels) / len(group), 0) for group in groups
+    )
     axes.plot(alarms, hits, color=OURS, clip_on=False)
-    point = [np.mean(own >= 0) for own in groups]
+    point = [np.mean(group >= 0) for group in groups]
     axes.plot(*point, "o", c=OURS, mfc="white", ms=3.5, clip_on=False, label="at probability 0.5")
     text = f"AUROC {auroc['value']:.3f}\n{auroc['low']:.3f} to {auroc['high']:.3f}"
     axes.text(0.97, 0.05, f"{text}\n{auroc['n']} images", ha="right", fontsize=6.5)
@@ -168,7 +160,7 @@ def response(logits: np.ndarray, named: tuple[float, float]) -> "Figure":
     doses = np.linspace(0, 1, logits.shape[1])
     levels = np.percentile(logits, (5, 25, 50, 75, 95), axis=0)  # [5, F]
     line = named[0] + doses * (named[1] - named[0])
-    for axes, scale, label in zip(pair, (np.asarray, _sigmoid), ("logit", "probability")):
+    for axes, scale, label in zip(pair, (np.asarray, metrics.sigmoid), ("logit", "probability")):
         lowest, low, middle, high, highest = scale(levels)
         axes.fill_between(doses, lowest, highest, color=OURS, alpha=0.15, linewidth=0)
         axes.fill_between(doses, low, high, color=OURS, alpha=0.3, linewidth=0)
@@ -186,22 +178,32 @@ def response(logits: np.ndarray, named: tuple[float, float]) -> "Figure":
     return figure
 
 
-def facets(part: dict[str, dict[str, dict]]) -> list[Facet]:
+def facets(part: str, methods: dict[str, dict[str, dict]]) -> list[Facet]:
     """{METHOD: {measure: figure}} turned inside out: a facet for each measure."""
+    names = dict.fromkeys(name for figures in methods.values() for name in figures)
     return [
-        (title, {method: own[name] for method, own in part.items() if name in own})
-        for name, title in TITLES.items()
-        if any(name in own for own in part.values())
+        (
+            _title(part, "*", name),
+            {method: figures[name] for method, figures in methods.items() if name in figures},
+        )
+        for name in names
     ]
+
+
+def _title(*names: str) -> str:
+    """A measure's title on short lines, with the better direction where it is less."""
+    measure = find(*names)
+    return textwrap.fill(measure.title + ", less is better" * (measure.better == "less"), 20)
 
 
 def bars(facets: Sequence[Facet]) -> "Figure":
     """A bar with its 95% interval for each method, our maps first; three facets to a row."""
-    methods = sorted(dict.fromkeys(method for _, own in facets for method in own), key=_kind)
+    names = dict.fromkeys(method for _, figures in facets for method in figures)
+    methods = sorted(names, key=lambda method: ASKS.index(_asks(method)))
     columns, rows = min(3, len(facets)), -(-len(facets) // 3)
     figure, cells = _axes(rows, columns, rows * (0.45 + 0.13 * len(methods)) + 0.2)
-    for axes, (title, own) in zip(cells, facets):
-        _bars(axes, [(method, own.get(method, {})) for method in methods])
+    for axes, (title, figures) in zip(cells, facets):
+        _bars(axes, [(method, figures.get(method, {})) for method in methods])
         axes.set_title(title)
         axes.tick_params(axis="y", length=0, labelleft=axes.get_subplotspec().is_first_col())
     for axes in cells[len(facets) :]:
@@ -212,17 +214,17 @@ def bars(facets: Sequence[Facet]) -> "Figure":
 
 def _bars(axes: "Axes", rows: Sequence[tuple[str, dict]]) -> None:
     """One facet: (method, {value, low, high}) from the top down."""
-    places, kinds = np.arange(len(rows)), np.array([_kind(method) for method, _ in rows])
+    places, asked = np.arange(len(rows)), np.array([_asks(method) for method, _ in rows])
     value, low, high = (
-        np.array([own.get(key) for _, own in rows], float) for key in ("value", "low", "high")
+        np.array([figure.get(key) for _, figure in rows], float) for key in ("value", "low", "high")
     )
-    for kind, (colour, label) in KINDS.items():
-        if (kinds == kind).any():
-            axes.barh(places[kinds == kind], value[kinds == kind], 0.7, color=colour, label=label)
+    for asks, colour in COLOURS.items():
+        if (asked == asks).any():
+            axes.barh(places[asked == asks], value[asked == asks], 0.7, color=colour, label=asks)
     axes.errorbar(value, places, xerr=np.maximum((value - low, high - value), 0), **POINTS)
     if np.nanmin(low, initial=0) < 0:
         axes.axvline(0, color=RULE, linewidth=0.5)
-    axes.set_yticks(places, [_name(method) for method, _ in rows])
+    axes.set_yticks(places, [title_of(method) for method, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.locator_params(axis="x", nbins=3)
 
@@ -264,16 +266,13 @@ def _tiles(e: Explanation) -> list[tuple[str, np.ndarray, str]]:
     ours = next(iter(e.maps))
     for name in [ours, *({"grad_cam"} & e.maps.keys())]:
         picture = film.overlay(original, e.drawn(name), name == ours, SIDE)
-        tiles.append((_name(name), picture, ""))
+        tiles.append((title_of(name), picture, ""))
     return tiles
 
 
-def _name(method: str) -> str:
-    return NAMES.get(method, method.replace("_", " "))
-
-
-def _kind(method: str) -> int:
-    return BASELINES.get(method, 0)
+def _asks(method: str) -> str:
+    """Whom a map asks; one that is not declared is a map of ours."""
+    return METHODS[method].asks if method in METHODS else ASKS[0]
 
 
 def _axes(rows: int, columns: int, height: float, width: float = COLUMN) -> tuple:
@@ -282,7 +281,3 @@ def _axes(rows: int, columns: int, height: float, width: float = COLUMN) -> tupl
 
     figure = Figure((width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return (1 + np.tanh(logits / 2)) / 2  # does not overflow

@@ -71,14 +71,14 @@ def against_reals(
     low, high, n} of each.
     """
     random = np.random.default_rng(seed)
-    found = []
+    halvings = []
     for _ in range(HALVINGS):
         first, others = halves(np.asarray(patients), labels, random)
         n = len(first)
         reference = reals[first]
         pair = [measure(x[others], reference) if n > 1 else np.nan for x in (fakes, reals)]
-        found.append((*pair, n))
-    of_fakes, of_reals, sizes = np.array(found).T
+        halvings.append((*pair, n))
+    of_fakes, of_reals, sizes = np.array(halvings).T
     figures = []
     with np.errstate(divide="ignore", invalid="ignore"):  # of a floor that is 0
         for values in (of_fakes, of_reals, of_fakes / of_reals.mean()):
@@ -110,7 +110,7 @@ def halves(
 @torch.no_grad()
 def random_lungs(model: Model, seed: int, oracle: nn.Module | None = None) -> dict[str, dict]:
     """Shares of 512 random lungs that are called healthy at dose 0, diseased at dose 1, by the
-    model's classifier and by the oracle."""
+    model's classifier and by the independent one."""
     asked = {"": model.classifier} | ({} if oracle is None else {"oracle_": oracle})
     logits: dict[str, list[Tensor]] = {name: [] for name in asked}
     for first in range(0, DRAWN, CHUNK):
@@ -124,7 +124,8 @@ def random_lungs(model: Model, seed: int, oracle: nn.Module | None = None) -> di
         called |= {f"{name}healthy_at_zero": zero < 0, f"{name}diseased_at_full": full > 0}
     each = np.arange(DRAWN)
     return {
-        name: metrics.bootstrap(np.mean, each, hits.astype(float)) for name, hits in called.items()
+        name: metrics.bootstrap(metrics.share, each, hits.astype(float))
+        for name, hits in called.items()
     }
 
 
@@ -138,9 +139,9 @@ def pools(oracle: nn.Module | None, data: Dataset, device: torch.device) -> bool
 
 
 @torch.no_grad()
-def realism(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: int) -> dict:
+def distances(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: int) -> dict:
     """KID and FID of random lungs from a split's images, and of its images from each other, by the
-    oracle's pooled features. There are as many fakes as reals, 20,000 at most, with the doses of
+    independent classifier's pooled features. There are as many fakes as reals, 20,000 at most, with the doses of
     the reals."""
     rows, device = drawn_rows(data, split, COMPARED, seed), model.generator.const.device
     reals, fakes = [], []
@@ -151,9 +152,9 @@ def realism(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: in
         lungs = _lungs(model, model.dose(model.classifier(x)) * diseased, seed + number)
         fakes.append(oracle.features(lungs).float())
     patients = [data.patients[row] for row in rows]
-    of = torch.cat(fakes), torch.cat(reals), patients, data.labels[rows], seed
-    fakes_kid, reals_kid, _ = against_reals(kid, *of)
-    fakes_fid, reals_fid, ratio = against_reals(fid, *of)
+    sets = torch.cat(fakes), torch.cat(reals), patients, data.labels[rows], seed
+    fakes_kid, reals_kid, _ = against_reals(kid, *sets)
+    fakes_fid, reals_fid, ratio = against_reals(fid, *sets)
     return {
         "kid": fakes_kid,
         "kid_real": reals_kid,

@@ -1,16 +1,16 @@
-"""The tables that commands print."""
+"""The tables that commands print; titles, units and directions come from the registry."""
 
 from collections.abc import Iterator, Sequence
 
 from cxr import console
 from cxr.console import number
+from cxr.evaluation.registry import compares_methods, find, title_of
 
 Table = tuple[str, tuple[str, ...], list[tuple]]  # title, header, rows
-COMPARED = ("localisation", "faithfulness", "randomisation")  # parts with a row for each method
 
 
 def evaluation(title: str, numbers: dict[str, dict]) -> None:
-    """A table of the figures, and one more for each part that compares methods."""
+    """Print a table of the figures, and one more for each part that compares methods."""
     for table in _evaluation(title, numbers):
         console.table(*table)
 
@@ -28,55 +28,76 @@ def _row(cells: Sequence) -> str:
 
 
 def _evaluation(title: str, numbers: dict[str, dict]) -> Iterator[Table]:
-    parts = {part: figures for part, figures in numbers.items() if part != "about"}
-    by_method = {part: parts.pop(part) for part in COMPARED if part in parts}
-    rows = [
-        (part, name, number(m["value"]), f"{number(m['low'])} to {number(m['high'])}", m["n"])
-        for part, figures in parts.items()
-        for name, m in figures.items()
-    ]
-    yield title, ("part", "measure", "value", "95% interval", "images"), rows
+    rows, by_method = [], {}
+    for part, figures in numbers.items():
+        if compares_methods(part):
+            by_method[part] = figures
+        elif part != "about":
+            rows += [_figure(part, name, figure) for name, figure in figures.items()]
+    yield title, ("part", "measure", "better", "value", "95% interval", "images"), rows
     for part, methods in by_method.items():
-        if part == "randomisation":
-            methods = {
-                name: {"all random": figure, "magnitude": figure["magnitude"]}
-                for name, figure in methods.items()
-            }
-        yield compared(part, methods)
+        yield compared(part, part, methods)
+
+
+def _figure(part: str, name: str, figure: dict) -> tuple:
+    measure = find(part, name)
+    interval = f"{number(figure['low'])} to {number(figure['high'])}"
+    value = number(figure["value"])
+    return part, measure.heading, measure.better or "-", value, interval, figure["n"]
 
 
 def protocol(numbers: dict[str, dict]) -> None:
-    """The phantom protocol: a table of localisation for each arm and control, a table of the mass
-    on the marker, and one of all else, with a column for each arm and control."""
+    """Print the phantom protocol: for each arm and control the parts that compare methods, and one
+    table of all other figures, with a column for each arm and control."""
     arms = numbers["phantoms"] | {f"control: {k}": v for k, v in numbers["controls"].items()}
     for name, parts in arms.items():
         for part in ("localisation", "marker"):
             if part in parts:
-                console.table(*compared(f"{part}, {name}", parts[part]))
+                console.table(*compared(f"{part}, {name}", part, parts[part]))
     rows = {key: {} for parts in arms.values() for key in flat(parts)}
     for name, parts in arms.items():
-        for key, found in flat(parts).items():
-            rows[key][name] = spread(found)
-    cells = [(key, *(own.get(name, "-") for name in arms)) for key, own in rows.items()]
+        for key, figure in flat(parts).items():
+            rows[key][name] = spread(figure)
+    cells = [(key, *(row.get(name, "-") for name in arms)) for key, row in rows.items()]
     console.table("phantoms", ("figure", *arms), cells)
 
 
-def compared(title: str, methods: dict[str, dict]) -> Table:
-    """A table with a row for each method."""
-    names = list(next(iter(methods.values())))
-    rows = [(method, *(spread(own.get(name)) for name in names)) for method, own in methods.items()]
-    return title, ("method", *names), rows
+def compared(title: str, part: str, methods: dict[str, dict]) -> Table:
+    """A table of a part with a row for each method and a column for each measure."""
+    rows = {method: measures(part, method, figures) for method, figures in methods.items()}
+    headings = list(dict.fromkeys(heading for row in rows.values() for heading in row))
+    cells = [
+        (title_of(method), *(spread(row.get(heading)) for heading in headings))
+        for method, row in rows.items()
+    ]
+    return title, ("method", *headings), cells
 
 
-def flat(parts: dict, key: str = "") -> dict[str, dict]:
+def measures(part: str, method: str, figures: dict) -> dict[str, dict]:
+    """A method's figures by their headings; `figures` may be one itself that holds others."""
+    named = {(part, method): figures} if "value" in figures else {}
+    named |= {
+        (part, method, name): figure
+        for name, figure in figures.items()
+        if isinstance(figure, dict) and "value" in figure
+    }
+    return {_heading(*names): figure for names, figure in named.items()}
+
+
+def _heading(*names: str) -> str:
+    measure = find(*names)
+    return f"{measure.heading}; {measure.better} is better" if measure.better else measure.heading
+
+
+def flat(parts: dict, *names: str) -> dict[str, dict]:
     """The figures by their keys, joined by dots, but for those that compare methods."""
     if "value" in parts:
-        return {key: parts}
-    found = {}
+        return {".".join(names): parts}
+    figures = {}
     for name, part in parts.items():
-        if name not in (*COMPARED, "marker"):
-            found |= flat(part, f"{key}.{name}" if key else name)
-    return found
+        if names or not compares_methods(name):
+            figures |= flat(part, *names, name)
+    return figures
 
 
 def spread(figure: dict | None) -> str:

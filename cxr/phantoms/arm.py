@@ -1,4 +1,4 @@
-"""One arm of the phantom protocol: phantoms, a CNN, a GAN, and what each picture says of them."""
+"""One arm of the phantom protocol: phantoms, a CNN, a GAN, and the figures of each picture."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from cxr.classifier import predict, to_tensor
 from cxr.datasets import Dataset, open_dataset
 from cxr.device import prepare
 from cxr.evaluation.cases import Judge, mask_files, path
-from cxr.evaluation.evaluate import tuned_thresholds
+from cxr.evaluation.stages import tuned_thresholds
 from cxr.explanation import Explanation
 from cxr.files import write_text
 from cxr.networks import PRESETS
@@ -137,21 +137,21 @@ def reliance(arm: Arm, model: Model) -> list[Row]:
     data, samples = arm.dataset(), arm.samples()
     rows = data.rows("test")
     logits = arm.logits(model, data.images[rows])
-    found = []
+    table = []
     with console.progress("reliance", len(rows)) as bar:
         for row, logit in zip(rows, logits):
             sample, _ = samples[Path(data.paths[row]).stem]
-            own = {"raw/label": float(data.labels[row]), "raw/logit": float(logit)}
+            figures = {"raw/label": float(data.labels[row]), "raw/logit": float(logit)}
             shown = {"lesion": bool(sample.lesions), "marker": sample.marker}
             for sign in (sign for sign in SIGNS if shown[sign]):
                 without = sample.render(lesions=sign != "lesion", marker=sign != "marker").image
                 after = float(arm.logits(model, without[None])[0])
-                own[f"reliance/{sign}/drop"] = float(logit) - after
+                figures[f"reliance/{sign}/drop"] = float(logit) - after
                 if logit > 0:
-                    own[f"reliance/{sign}/flips"] = float(after <= 0)
-            found.append(own)
+                    figures[f"reliance/{sign}/flips"] = float(after <= 0)
+            table.append(figures)
             bar.advance()
-    return found
+    return table
 
 
 def relied_on(rows: Sequence[Row]) -> str:
@@ -182,68 +182,69 @@ def explained(arm: Arm, model: Model, sign: str, real: Model | None = None) -> l
     judge.thresholds = tuned_thresholds(judge)
     rows = np.random.default_rng(arm.seed).permutation(data.rows("test"))[: arm.plan.explained]
     known = [samples[Path(data.paths[row]).stem] for row in rows]
-    found, explanations = [], []
+    table, explanations = [], []
     with console.progress("explain", len(rows)) as bar:
         for row, (sample, burden) in zip(rows, known):
             e = judge.explain(row)
-            own = of_judge(judge, e, row, markers)
-            own |= dose_figures(e, (real or model).classifier, burden, bool(sample.lesions))
-            found.append(own | (twin_figures(e, sample) if sample.lesions and e.diseased else {}))
+            figures = of_judge(judge, e, row, markers)
+            figures |= dose_figures(e, (real or model).classifier, burden, bool(sample.lesions))
+            table.append(
+                figures | (twin_figures(e, sample) if sample.lesions and e.diseased else {})
+            )
             explanations.append(e)
             bar.advance()
     reader = Reader.fit(data, samples)
-    for own, more in zip(found, swapped(model, reader, explanations, known)):
-        own |= more
-    return found
+    for figures, read in zip(table, swapped(model, reader, explanations, known)):
+        figures |= read
+    return table
 
 
 def of_judge(judge: Judge, e: Explanation, row: int, markers: dict[str, Path]) -> Row:
     """What `evaluate` measures of any explanation, and the marker's share where there is one."""
     figures = judge.reconstruction(e) | judge.counterfactual(e, row) | path(e)
     figures |= judge.of_maps(e, row)
-    own = {"/".join(key): value for key, value in figures.items()}
+    joined = {"/".join(key): value for key, value in figures.items()}
     place = judge.place(markers, row)
     if place is not None and e.diseased:
-        own |= marker_share(judge.maps(e, row), place)
+        joined |= marker_share(judge.maps(e, row), place)
         latent = e.maps["latent_ig"].cpu()  # sums to the change of the logit
-        own["marker/latent_ig/share"] = (
-            latent[torch.from_numpy(place)].sum() / latent.sum()
-        ).item()
-    return own
+        on_marker = latent[torch.from_numpy(place)].sum()
+        joined["marker/latent_ig/share"] = (on_marker / latent.sum()).item()
+    return joined
 
 
 def swapped(
     model: Model, reader: Reader, explanations: list[Explanation], known: list[tuple[Sample, float]]
 ) -> Iterator[Row]:
     """What is read from each image and from its lungs with the next one's disease, and the truth."""
-    for own, other, mine, theirs in zip(
+    for e, other, truth, other_truth in zip(
         explanations, explanations[1:] + explanations[:1], known, known[1:] + known[:1]
     ):
         with torch.no_grad():
-            mixed = own.codes.best.draw(model.generator, other.codes.z2[:1]).clamp(-1, 1)
-        row = reader.columns("real", own.image) | reader.columns("mixed", mixed)
-        yield row | probe.truth("true", *mine) | probe.truth("other", *theirs)
+            mixed = e.codes.best.draw(model.generator, other.codes.z2[:1]).clamp(-1, 1)
+        row = reader.columns("real", e.image) | reader.columns("mixed", mixed)
+        yield row | probe.truth("true", *truth) | probe.truth("other", *other_truth)
 
 
-def dose_figures(e: Explanation, real: nn.Module, burden: float, ill: bool) -> Row:
+def dose_figures(e: Explanation, real: nn.Module, burden: float, diseased: bool) -> Row:
     """The response of the CNN that judges: Spearman along the path; whether the end of the other
     class than it gives the image is of that class; and what the relation of dose and burden needs.
     """
     with torch.no_grad():
-        along, own = real(e.frames), real(e.image).item()
-    end = along[0 if own > 0 else -1].item()
+        along, logit = real(e.frames), real(e.image).item()
+    end = along[0 if logit > 0 else -1].item()
     row = {
         "real_cnn/path_spearman": metrics.spearman(e.doses.cpu().numpy(), along.cpu().numpy()),
-        "real_cnn/validity": float((end > 0) != (own > 0)),
+        "real_cnn/validity": float((end > 0) != (logit > 0)),
     }
-    if ill:
-        row |= {"raw/burden": burden, "raw/dose": e.numbers["found_dose"], "raw/own": own}
+    if diseased:
+        row |= {"raw/burden": burden, "raw/dose": e.numbers["found_dose"], "raw/own": logit}
     return row
 
 
 def twin_figures(e: Explanation, sample: Sample) -> Row:
     """PSNR and SSIM against the exact healthy twin: of the explanation's healthy end, of the path's
-    difference laid over the image, and of the untouched image, the point of reference."""
+    overlay on the image, and of the untouched image, the point of reference."""
     twin = to_tensor(sample.render(lesions=False).image[None], e.image.device)
     shown = {"healthy_end": e.frames[:1], "overlaid": e.overlaid[:1], "original": e.image}
     row = {f"twin/{name}/psnr": metrics.psnr(x, twin).item() for name, x in shown.items()}

@@ -1,7 +1,7 @@
 """The phantom protocol's controls: what the measures say where there is nothing to explain.
 
 `no_cnn`: the GAN trained with the classifier's losses off and doses from the labels alone: 0 for
-a healthy image, drawn by chance for a diseased one, since a label does not say how ill. The CNN of
+a healthy image, drawn by chance for a diseased one, since a label does not say how diseased. The CNN of
 the lesion arm is explained with it. What localises as well here owes it to the data, not to the
 CNN; what must fall is the path's faithfulness, the relation of dose and response.
 
@@ -22,6 +22,7 @@ import torch
 
 from cxr import train_gan
 from cxr.checkpoints import Model, load_classifier
+from cxr.datasets import Dataset
 from cxr.device import prepare
 from cxr.files import replacing
 from cxr.networks import PRESETS, Classifier
@@ -119,7 +120,7 @@ def standardise(model: Model, logits: np.ndarray, wanted: np.ndarray) -> None:
     network.temperature.fill_(1.0)
 
 
-def relabelled(data, labels: np.ndarray, file: Path) -> Path:
+def relabelled(data: Dataset, labels: np.ndarray, file: Path) -> Path:
     """A CSV of the same images in the same splits with other labels."""
     if not file.exists():
         with replacing(file) as temporary, open(temporary, "w", newline="") as stream:

@@ -69,7 +69,7 @@ class Phantom(NamedTuple):
     lesion: np.ndarray  # bool: the lung inside a lesion's outline, see `render`
     lung: np.ndarray  # bool: at least half of the pixel is lung
     marker: np.ndarray  # bool: the marker covers at least a quarter of the pixel
-    burden: float  # share of the lungs' air that the lesions displace: how ill, in one number
+    burden: float  # share of the lungs' air that the lesions displace: how diseased, in one number
 
 
 def _check_size(size: int) -> None:

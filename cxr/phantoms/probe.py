@@ -1,6 +1,5 @@
 """Reads a phantom's structure and burden back from its picture, where no code can be looked up."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from cxr.datasets import Dataset
+from cxr.evaluation.registry import STRUCTURE
 from cxr.phantoms.lesions import Sample
 
-STRUCTURE = ("shift_x", "shift_y", "tilt", "scale", "turn", "width", "breath", "arm")
 WIDTH = 0.3  # of the kernel, per mean squared distance of a picture from the mean one
 RIDGE = 0.01
 
@@ -52,33 +51,6 @@ class Reader:
 def truth(kind: str, sample: Sample, burden: float) -> dict[str, float]:
     """What there is to read, as columns of a row."""
     return _columns(kind, [*_structure(sample), burden])
-
-
-def relations(
-    correlation: Callable[[np.ndarray, np.ndarray], float],
-) -> Iterator[tuple[str, Callable[..., float], tuple[str, ...]]]:
-    """Correlations of what is read with what is true, `structure` the mean over its parameters.
-
-    `real_*`: of a real phantom, the ceiling. `kept_*`, `moved_*`: of `G(w1 of A, z2 of B)`, the
-    structure with A's, the burden with B's; both ought to reach the ceiling. `leaked_*`: the
-    structure with B's, the burden with A's; both ought to be 0.
-    """
-
-    def structure(*columns: np.ndarray) -> float:
-        n = len(STRUCTURE)
-        return float(np.mean([correlation(a, b) for a, b in zip(columns[:n], columns[n:])]))
-
-    own = {"real": "true", "kept": "true", "leaked": "other"}
-    for name, true in own.items():
-        read = "real" if name == "real" else "mixed"
-        columns = [f"raw/{kind}_{p}" for kind in (read, true) for p in STRUCTURE]
-        yield f"swap/structure/{name}", structure, tuple(columns)
-    for name, read, true in (
-        ("real", "real", "true"),
-        ("moved", "mixed", "other"),
-        ("leaked", "mixed", "true"),
-    ):
-        yield f"swap/burden/{name}", correlation, (f"raw/{read}_burden", f"raw/{true}_burden")
 
 
 def _structure(sample: Sample) -> list[float]:

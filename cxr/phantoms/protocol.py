@@ -9,7 +9,7 @@ CNN again; its explanation is scored against that, not against the disease. The 
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,9 +17,11 @@ import numpy as np
 
 from cxr import UsageError, metrics
 from cxr.evaluation.evaluate import write
+from cxr.evaluation.intervals import nested, statistic_of
+from cxr.evaluation.registry import PHANTOMS, find
 from cxr.explanation import versions
 from cxr.files import write_text
-from cxr.phantoms import controls, probe
+from cxr.phantoms import controls
 from cxr.phantoms.arm import Arm, Plan, Row, explained, kept, reliance, relied_on
 
 SHORTCUTS = (1.0, 0.5, 0.9)  # how often the marker agrees with the label
@@ -29,63 +31,49 @@ SHORTCUTS = (1.0, 0.5, 0.9)  # how often the marker agrees with the label
 # Figures with intervals
 
 
-def figure(statistic: Callable[..., float], arms: Sequence[list[Row]], *names: str) -> dict | None:
+def figure(
+    statistic: Callable[..., float], arms: Sequence[list[Row]], columns: Sequence[str]
+) -> dict | None:
     """A statistic of columns, {value, low, high, n} and, of several arms, each one's value as
     `seeds`; the value is their mean, the interval a bootstrap over images in every arm.
 
-    None if no image has all columns, or an arm's statistic is undefined.
+    None if no image has all columns.
     """
     rows = [
-        (k, *(row[name] for name in names))
+        (k, *(row[name] for name in columns))
         for k, arm in enumerate(arms)
         for row in arm
-        if all(np.isfinite(row.get(name, np.nan)) for name in names)
+        if all(np.isfinite(row.get(name, np.nan)) for name in columns)
     ]
     if not rows:
         return None
-    arm, *columns = np.array(rows).T
-    shares = not names[0].endswith("spearman")
+    arm, *values = np.array(rows).T
     if len(arms) == 1:
-        return metrics.bootstrap(statistic, range(len(rows)), *columns, shares=shares)
+        return metrics.bootstrap(statistic, range(len(rows)), *values)
 
     def each(arm: np.ndarray, *values: np.ndarray) -> list[float]:
         parts = [[v[arm == k] for v in values] for k in range(len(arms))]
         return [float(statistic(*part)) if len(part[0]) else np.nan for part in parts]
 
-    found = metrics.bootstrap(
-        lambda *c: float(np.mean(each(*c))), range(len(rows)), arm, *columns, shares=shares
-    )
-    return found | {"seeds": each(arm, *columns)}
+    def mean(arm: np.ndarray, *values: np.ndarray) -> float:
+        return float(np.mean(each(arm, *values)))
 
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; NaN where one is constant."""
-    return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and a.std() and b.std() else float("nan")
-
-
-def relations() -> Iterator[tuple[str, Callable[..., float], tuple[str, ...]]]:
-    """Figures that are not means over images: key, statistic, columns."""
-    yield "cnn/auroc", metrics.auroc, ("raw/logit", "raw/label")
-    yield "dose/burden_spearman", metrics.spearman, ("raw/dose", "raw/burden")
-    yield "dose/burden_spearman_of_logit", metrics.spearman, ("raw/own", "raw/burden")
-    yield from probe.relations(correlation)
+    ends = metrics.ENDS.get(statistic)
+    whole = metrics.bootstrap(mean, range(len(rows)), arm, *values, ends=ends)
+    return whole | {"seeds": each(arm, *values)}
 
 
 def summary(arms: Sequence[list[Row]]) -> dict:
     """Every figure of one arm's rows, or of several seeds', nested by its key."""
-    every = [row for rows in arms for row in rows]
-    plain = dict.fromkeys(name for row in every for name in row if not name.startswith("raw/"))
-    wanted = [(name, np.mean, (name,)) for name in plain] + list(relations())
-    numbers: dict = {}
-    for key, statistic, names in wanted:
-        found = figure(statistic, arms, *names)
-        if found is not None and np.isfinite(found["value"]):
-            *parts, name = key.split("/")
-            inner = numbers
-            for part in parts:
-                inner = inner.setdefault(part, {})
-            inner[name] = found
-    return numbers
+    rows = [row for arm in arms for row in arm]
+    keys = dict.fromkeys(key for row in rows for key in row if not key.startswith("raw/"))
+    wanted = {tuple(key.split("/")): (key,) for key in keys}
+    wanted |= {tuple(m.key.split(".")): m.columns for m in PHANTOMS if m.columns}
+    figures = {
+        names: figure(statistic_of(find(*names)), arms, columns)
+        for names, columns in wanted.items()
+    }
+    return nested({k: f for k, f in figures.items() if f and np.isfinite(f["value"])})
 
 
 # ---------------------------------------------------------------------------------------------

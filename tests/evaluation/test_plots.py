@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cxr.evaluation import plots
+from cxr.evaluation.registry import METHODS
 from cxr.explanation import Explanation
 from cxr.inversion import Inversion
 
@@ -54,8 +55,8 @@ def test_only_what_the_numbers_hold_is_drawn(material, tmp_path):
     material.responses, material.examples = np.empty((0, 0)), []
     numbers = {
         "classifier": {"auroc": figure(None)},  # a class is missing
-        "localisation": {method: {"ap": figure(0.1, 0, 0.2)} for method in plots.BASELINES},
-        "randomisation": {method: figure(1, 1, 1) for method in plots.BASELINES},
+        "localisation": {method: {"ap": figure(0.1, 0, 0.2)} for method in METHODS},
+        "randomisation": {method: figure(1, 1, 1) for method in METHODS},
     }
     plots.draw(tmp_path / "others", numbers, material)
     names = {"localisation.png", "dependence.png"}
@@ -125,7 +126,7 @@ def test_bars_carry_their_intervals_and_our_maps_come_first():
         "latent_ig": {"ap": figure(0.6, 0.5, 0.8), "pointing": figure(1, 1, 1)},
         "grad_cam": {"ap": figure(None)},
     }
-    facets = plots.facets(part)
+    facets = plots.facets("localisation", part)
     assert [list(own) for _, own in facets] == [["edges", "latent_ig", "grad_cam"], ["latent_ig"]]
     axes, _ = plots.bars(facets).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]

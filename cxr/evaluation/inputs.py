@@ -1,0 +1,161 @@
+"""What an evaluation takes: its options, the model, the data, the independent classifier, masks."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cxr import UsageError
+from cxr.checkpoints import Model, load_classifier, load_model, with_discriminator
+from cxr.classifier import to_tensor
+from cxr.datasets import Dataset, open_dataset
+from cxr.device import prepare
+from cxr.evaluation import journal
+from cxr.evaluation.cases import mask_files
+from cxr.explain import with_classifier
+from cxr.explanation import versions
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate.
+
+    masks, lungs : folders with a mask of the disease, of the lungs, called like its image
+    classifier : another classifier than the model's, or a user's own that the model was trained
+        with but does not keep, as `load_classifier` takes it
+    oracle : an independently trained classifier, as `load_classifier` takes it
+    limit : how many images of the split are explained, drawn by chance; by default all
+    refine : steps of each inversion
+    negative : the healthy class of the data, if its classes are not called what the model's are
+    patient_pattern : as in `open_dataset`
+    resume : go on with the evaluation in the folder
+    """
+
+    masks: str | Path | None = None
+    lungs: str | Path | None = None
+    classifier: str | None = None
+    oracle: str | None = None
+    limit: int | None = None
+    refine: int = 60
+    seed: int = 0
+    negative: str | None = None
+    patient_pattern: str | None = None
+    device: str = "auto"
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that is opened before anything is measured."""
+
+    model: Model
+    data: Dataset
+    oracle: nn.Module | None  # the independent classifier
+    masks: dict[str, Path]  # of the disease, by the image's stem
+    lungs: dict[str, Path]
+    device: torch.device
+
+    def subject(self, split: str, options: Options) -> dict:
+        """What is evaluated: measures of another subject may not be mixed with these."""
+        return {
+            "model": [
+                journal.network_digest(*self.model.networks.values()),
+                json.dumps(self.model.info, sort_keys=True, default=str),
+            ],
+            "classifier": _source(options.classifier),
+            "independent classifier": None
+            if self.oracle is None
+            else [journal.network_digest(self.oracle), _source(options.oracle)],
+            "data": journal.data_digest(self.data),
+            "masks": journal.files_digest(self.masks.values()),
+            "lung masks": journal.files_digest(self.lungs.values()),
+            "split": split,
+            "limit": options.limit,
+            "refine": options.refine,
+            "seed": options.seed,
+            "version": versions(),
+        }
+
+
+def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs:
+    """Open all inputs. Raises UsageError if they do not belong together, CxrError for a bad model,
+    data set or classifier."""
+    device = prepare(options.device)
+    loaded = with_discriminator(load_model(model, device), device)
+    if options.classifier:
+        loaded = with_classifier(loaded, options.classifier)
+        same_patients("--classifier", loaded.info.get("foreign_fold"), loaded)
+    _ = loaded.classifier  # says itself what to do where it is missing
+    dataset = _open_data(loaded, data, options.negative, options.patient_pattern)
+    return Inputs(
+        model=loaded,
+        data=dataset,
+        oracle=load_oracle(options.oracle, loaded, dataset, device) if options.oracle else None,
+        masks=mask_files(options.masks, "--masks", dataset),
+        lungs=mask_files(options.lungs, "--lungs", dataset),
+        device=device,
+    )
+
+
+def _open_data(model: Model, data: str | Path, negative: str | None, pattern: str | None):
+    """The data set, prepared as the model's training images were."""
+    info = model.info
+    dataset = open_dataset(
+        data,
+        info["size"],
+        info["fit"],
+        negative or info["classes"][0],
+        pattern,
+        info.get("fold", 0),
+    )
+    if negative is None and dataset.classes != tuple(info["classes"]):
+        raise UsageError(
+            f"{data} holds {' and '.join(dataset.classes)}, the model tells "
+            f"{' from '.join(info['classes'])}: if they mean the same, name the healthy class "
+            "with --negative"
+        )
+    return dataset
+
+
+def same_patients(option: str, fold: int | None, model: Model) -> None:
+    """UsageError if a classifier of another fold was trained on the model's test patients."""
+    tested = model.info.get("fold", 0)
+    if fold not in (None, tested):
+        raise UsageError(
+            f"{option} was tested on fold {fold}, the model on {tested}: it has seen the model's "
+            f"test patients; train one with --fold {tested}"
+        )
+
+
+def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) -> nn.Module:
+    """The independent classifier; UsageError if it cannot judge this model."""
+    size, classes = model.info["size"], model.info["classes"]
+    other = load_classifier(spec, size, device)
+    if other.info.get("size", size) != size:
+        raise UsageError(
+            f"--oracle sees {other.info['size']} pixels, the model {size}: train one with "
+            f"--size {size}"
+        )
+    if other.info.get("classes", classes) != classes:
+        raise UsageError(
+            f"--oracle tells {' from '.join(other.info['classes'])}, the model "
+            f"{' from '.join(classes)}: train one on the same data"
+        )
+    same_patients("--oracle", other.info.get("fold"), model)
+    with torch.no_grad():
+        x = to_tensor(data.images[:8], device)
+        if torch.allclose(other.classifier(x), model.classifier(x)):
+            raise UsageError(
+                "--oracle is the model's own classifier: train another, with another preset and "
+                "--seed"
+            )
+    return other.classifier
+
+
+def _source(spec: str | None) -> str | None:
+    """A digest of the code of FILE.py:FUNCTION, which parameters alone do not tell."""
+    if spec is None or ".py:" not in spec:
+        return None
+    return journal.files_digest([Path(spec.rpartition(":")[0])])

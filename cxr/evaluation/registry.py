@@ -1,0 +1,380 @@
+"""Every measure of `evaluation.json`, declared once: its key, what it means, unit, which way is
+better, and its kind, from which interval, tables, plots, notes and documentation follow.
+
+Imports neither torch nor numpy, so that documents are made from it at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SHARE = "share"  # in how many images something holds: the mean of values that are 0 or 1
+SCORE = "score"  # the mean over images of any other number
+CORRELATION = "correlation"  # from -1 to 1: a mean over images, or one of two columns
+AUROC = "AUROC"  # of one score and the labels of all images
+DISTANCE = "distance"  # between sets of images; spread over random halvings, see `realism`
+
+INTERVALS = {
+    SHARE: "bootstrap over patients; exact binomial interval where all images agree",
+    SCORE: "bootstrap over patients",
+    CORRELATION: "bootstrap over patients",
+    AUROC: "bootstrap over patients; Newcombe's score interval where the AUROC is 1 or 0",
+    DISTANCE: "2.5th and 97.5th percentile over 100 random halvings of the patients",
+}
+NEEDS = {  # what a measure takes, and what is said where it lacks
+    "independent": "no independent classifier is given (--oracle)",
+    "features": "the independent classifier has no method `features` to [N, C]",
+    "lungs": "no explained image has a lung mask (--lungs)",
+    "masks": "no explained image that is called diseased has a mask of its disease (--masks)",
+    "tuning": "it is tuned on other validation images that have a mask, and there are none",
+    "diseased": "no explained image is diseased",
+    "discriminator": "the model file holds no discriminator",
+    "swap": "the CNN calls all neighbouring pairs alike",
+    "verdict": "no explained image is called diseased, or no training image healthy",
+    "time": "the evaluation was stopped before they were measured",
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure {value, low, high, n} of `evaluation.json`, or of `evaluate-phantoms`'."""
+
+    key: str  # its names in the file, joined by dots; `*` stands for a method or a picture
+    title: str  # for tables and plots
+    kind: str  # one of INTERVALS
+    better: str  # more, less, or nothing: then it is there to compare with, or describes
+    meaning: str  # one sentence
+    unit: str = ""
+    needs: tuple[str, ...] = ()  # of NEEDS, in the order in which they are asked
+    statistic: str = "mean"  # of `columns`: mean, auroc, spearman, pearson, mean_pearson
+    columns: tuple[str, ...] = ()  # of a phantom's row, where it is no mean over images
+
+    @property
+    def part(self) -> str:
+        return self.key.split(".")[0]
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+@dataclass(frozen=True)
+class Method:
+    """A heat map: its name in the files, its title, and whom it asks."""
+
+    name: str
+    title: str
+    asks: str  # one of ASKS
+
+
+OURS, CNN, NOTHING = ASKS = ("ours", "asks the CNN", "asks nothing")
+METHODS = {
+    method.name: method
+    for method in (
+        Method("latent_ig", "latent IG", OURS),
+        Method("difference", "difference", OURS),
+        Method("gradient", "gradient", CNN),
+        Method("integrated_gradients", "integrated gradients", CNN),
+        Method("grad_cam", "Grad-CAM", CNN),
+        Method("centre", "centre", NOTHING),
+        Method("edges", "edges", NOTHING),
+        Method("random", "random", NOTHING),
+        Method("mean_difference", "mean difference", NOTHING),
+        Method("lung_mask", "lung mask", NOTHING),
+    )
+}
+
+
+def title_of(method: str) -> str:
+    """A heat map's title, or its name where it is none of METHODS."""
+    return METHODS[method].title if method in METHODS else method.replace("_", " ")
+
+
+# One measure a line reads better here than one argument a line.
+# fmt: off
+_CLASSIFIER = (
+    Measure("classifier.auroc", "AUROC", AUROC, "more",
+        "The chance that a diseased image gets a higher logit than a healthy one."),
+    Measure("classifier.accuracy", "accuracy", SHARE, "more",
+        "Share of images called right at probability 0.5."),
+    Measure("classifier.sensitivity", "sensitivity", SHARE, "more",
+        "Share of diseased images called diseased."),
+    Measure("classifier.specificity", "specificity", SHARE, "more",
+        "Share of healthy images called healthy."),
+    Measure("classifier.ece", "calibration error", SCORE, "less",
+        "Expected calibration error over 15 bins of equal width."),
+    Measure("classifier.auroc_gamma", "AUROC, gamma 0.7", AUROC, "more",
+        "AUROC of the images at gamma 0.7."),
+    Measure("classifier.auroc_blur", "AUROC, blurred", AUROC, "more",
+        "AUROC of the images under a 5 x 5 blur."),
+    Measure("classifier.auroc_crop", "AUROC, cropped", AUROC, "more",
+        "AUROC of the middle 90% of the images."),
+    Measure("classifier.auroc_noise", "AUROC, with noise", AUROC, "more",
+        "AUROC of the images with noise of 0.05 of the range."),
+)
+_FEATURES = ("independent", "features")
+_GENERATOR = (
+    Measure("generator.kid", "KID", DISTANCE, "less",
+        "Kernel inception distance of random lungs from real images.", needs=_FEATURES),
+    Measure("generator.kid_real", "KID, real", DISTANCE, "",
+        "The same of real images from other patients' real images.", needs=_FEATURES),
+    Measure("generator.fid", "FID", DISTANCE, "less",
+        "Frechet distance of random lungs from real images.", needs=_FEATURES),
+    Measure("generator.fid_real", "FID, real", DISTANCE, "",
+        "The same of real images from other patients' real images.", needs=_FEATURES),
+    Measure("generator.fid_ratio", "FID / FID, real", DISTANCE, "less",
+        "The first over the second: 1 where random lungs differ from real ones as real ones do.",
+        needs=_FEATURES),
+)
+_RECONSTRUCTION = (
+    Measure("reconstruction.psnr", "PSNR", SCORE, "more",
+        "Peak signal-to-noise ratio of the reconstruction against the image.", "dB"),
+    Measure("reconstruction.ssim", "SSIM", SCORE, "more",
+        "Structural similarity of the reconstruction and the image."),
+    Measure("reconstruction.probability_gap", "probability gap", SCORE, "less",
+        "How far the CNN's probability of the reconstruction is from that of the image."),
+    Measure("reconstruction.rejected", "rejected", SHARE, "less",
+        "Share of reconstructions that do not stand for their image: a gap above 0.1, or the "
+        "encoder's SSIM under validation's 5th percentile."),
+)
+_COUNTERFACTUAL = (
+    Measure("counterfactual.l1_original", "change from the original", SCORE, "less",
+        "Mean absolute difference of counterfactual and image.", "of the range"),
+    Measure("counterfactual.l1_reconstruction", "change from the reconstruction", SCORE, "less",
+        "Mean absolute difference of counterfactual and reconstruction.", "of the range"),
+    Measure("counterfactual.l1_overlaid", "change, overlay", SCORE, "less",
+        "Mean absolute difference of the overlaid counterfactual and the image.", "of the range"),
+    Measure("counterfactual.validity", "validity", SHARE, "more",
+        "Share of counterfactuals to which this CNN gives the other class."),
+    Measure("counterfactual.sparsity", "pixels changed", SCORE, "less",
+        "Share of the pixels that differ by more than 0.05 of the range from the reconstruction.",
+        "of the pixels"),
+    Measure("counterfactual.validity_overlaid", "validity, overlay", SHARE, "more",
+        "Share of overlaid counterfactuals to which this CNN gives the other class."),
+    Measure("counterfactual.sparsity_overlaid", "pixels changed, overlay", SCORE, "less",
+        "Share of the pixels in which the overlaid counterfactual differs from the image.",
+        "of the pixels"),
+    Measure("counterfactual.oracle_validity", "validity, independent", SHARE, "more",
+        "Share of counterfactuals to which the independent classifier gives the other class "
+        "than this CNN gave the image.", needs=("independent",)),
+    Measure("counterfactual.oracle_validity_overlaid", "validity, overlay, independent", SHARE, "more",
+        "The same of the overlaid counterfactual.", needs=("independent",)),
+    Measure("counterfactual.outside_lung", "change outside lungs", SCORE, "less",
+        "Share of the change that lies outside the lung mask.", "of the change", needs=("lungs",)),
+    Measure("counterfactual.outside_lung_overlaid", "change outside lungs, overlay", SCORE, "less",
+        "The same of the overlaid counterfactual.", "of the change", needs=("lungs",)),
+    Measure("counterfactual.outside_area", "area outside the lungs", SCORE, "",
+        "Share of the image outside the lung mask: what a change without aim would score.",
+        "of the image", needs=("lungs",)),
+)
+_PATH = (
+    Measure("path.logit_gap", "gap of named and given logit", SCORE, "less",
+        "Median over the path of the distance between the logit that a dose names and the CNN's.",
+        "logits"),
+    Measure("path.largest_jump", "largest jump", SCORE, "less",
+        "The largest step of the logit from frame to frame, over the whole change.",
+        "of the change"),
+    Measure("path.spearman", "dose and logit", CORRELATION, "more",
+        "Spearman's correlation of dose and logit along the path."),
+    Measure("path.realism_mid", "realism of mid frames", SCORE, "more",
+        "The discriminator's score of the frames from dose 0.25 to 0.75, less that of the two"
+        " ends.", needs=("discriminator",)),
+)
+_DISENTANGLEMENT = (
+    Measure("disentanglement.healthy_at_zero", "healthy at dose 0", SHARE, "more",
+        "Share of 512 random lungs that this CNN calls healthy at dose 0."),
+    Measure("disentanglement.diseased_at_full", "diseased at dose 1", SHARE, "more",
+        "Share of 512 random lungs that this CNN calls diseased at dose 1."),
+    Measure("disentanglement.oracle_healthy_at_zero", "healthy at dose 0, independent", SHARE, "more",
+        "Share of them that the independent classifier calls healthy at dose 0.",
+        needs=("independent",)),
+    Measure("disentanglement.oracle_diseased_at_full", "diseased at dose 1, independent", SHARE, "more",
+        "Share of them that the independent classifier calls diseased at dose 1.",
+        needs=("independent",)),
+    Measure("disentanglement.structure_ssim", "SSIM of the path's ends", SCORE, "more",
+        "SSIM of the path's two ends where they agree to 0.05 of the range."),
+    Measure("disentanglement.outside_lung_ssim", "SSIM outside the lungs", SCORE, "more",
+        "SSIM of the path's two ends outside the lung mask.", needs=("lungs",)),
+    Measure("disentanglement.inverted_healthy", "inverted image healthy at dose 0", SHARE, "more",
+        "Share of diseased images whose lungs this CNN calls healthy at dose 0.",
+        needs=("diseased",)),
+    Measure("disentanglement.oracle_inverted_healthy", "inverted image healthy at dose 0, independent", SHARE, "more",
+        "Share of diseased images whose lungs the independent classifier calls healthy at dose 0.",
+        needs=("independent", "diseased")),
+    Measure("disentanglement.swap", "swapped disease decides", SHARE, "more",
+        "Share of lungs that, with another image's disease code, are called as that image is.",
+        needs=("swap",)),
+)
+_MAPS = (
+    Measure("localisation.*.ap", "average precision", SCORE, "more",
+        "Average precision of the map's pixels against the mask; by chance the mask's share "
+        "of the image.", needs=("masks",)),
+    Measure("localisation.*.auroc", "pixel AUROC", SCORE, "more",
+        "The chance that a pixel of the mask scores above another one.", needs=("masks",)),
+    Measure("localisation.*.pointing", "pointing game", SHARE, "more",
+        "Share of maps whose maximum lies in the mask.", needs=("masks",)),
+    Measure("localisation.*.iou_otsu", "IoU at Otsu's threshold", SCORE, "more",
+        "Intersection over union of the mask and the map cut at Otsu's threshold.",
+        needs=("masks",)),
+    Measure("localisation.*.iou_tuned", "IoU at a tuned threshold", SCORE, "more",
+        "The same, cut at the share of its maximum that is best on validation images.",
+        needs=("masks", "tuning")),
+    Measure("faithfulness.*.deletion", "deletion", SCORE, "less",
+        "Mean probability while the map's highest pixels are replaced by a healthy image's.",
+        needs=("verdict",)),
+    Measure("faithfulness.*.insertion", "insertion", SCORE, "more",
+        "Mean probability while the map's highest pixels are put into a healthy image.",
+        needs=("verdict",)),
+    Measure("randomisation.*", "correlation, CNN randomised", CORRELATION, "less",
+        "Spearman's correlation of the map with the one of a CNN whose layers are all shuffled.",
+        needs=("time",)),
+    Measure("randomisation.*.magnitude", "correlation of magnitudes", CORRELATION, "less",
+        "The same of the maps' magnitudes.", needs=("time",)),
+)
+_TWINS = "the exact healthy twin of a diseased phantom"
+_PHANTOMS = (
+    Measure("cnn.auroc", "AUROC of the CNN", AUROC, "more",
+        "The chance that a diseased phantom gets a higher logit than a healthy one.",
+        statistic="auroc", columns=("raw/logit", "raw/label")),
+    Measure("reliance.*.drop", "fall of the logit", SCORE, "",
+        "How far the logit falls when the lesions, or the marker, are left out of the picture.",
+        "logits"),
+    Measure("reliance.*.flips", "verdicts that flip", SHARE, "",
+        "Share of verdicts that become healthy when the lesions, or the marker, are left out."),
+    Measure("marker.*.mass", "mass on the marker", SCORE, "",
+        "Share of the map's absolute values on the marker; `chance` is its share of the image.",
+        "of the map"),
+    Measure("marker.*.mass_near", "mass near the marker", SCORE, "",
+        "The same within R / 32 pixels of the marker.", "of the map"),
+    Measure("marker.*.share", "signed share of the marker", SCORE, "",
+        "What the map sums to on the marker, over its whole sum.", "of the map"),
+    Measure("real_cnn.path_spearman", "dose and logit, judging CNN", CORRELATION, "more",
+        "Spearman's correlation of dose and the judging CNN's logit along the path."),
+    Measure("real_cnn.validity", "validity, judging CNN", SHARE, "more",
+        "Share of counterfactuals to which the judging CNN gives another class than to the image."),
+    Measure("twin.*.psnr", "PSNR against the twin", SCORE, "more",
+        f"PSNR of the picture against {_TWINS}.", "dB"),
+    Measure("twin.*.ssim", "SSIM with the twin", SCORE, "more",
+        f"SSIM of the picture and {_TWINS}."),
+    Measure("dose.burden_spearman", "dose and burden", CORRELATION, "more",
+        "Spearman's correlation of the dose found and the true burden.", statistic="spearman",
+        columns=("raw/dose", "raw/burden")),
+    Measure("dose.burden_spearman_of_logit", "logit and burden", CORRELATION, "",
+        "The same of the judging CNN's logit, for comparison.", statistic="spearman",
+        columns=("raw/own", "raw/burden")),
+)
+# fmt: on
+
+# What the reader of phantoms (`cxr.phantoms.probe`) finds in a picture: these parameters of its
+# structure, and the burden of its disease.
+STRUCTURE = ("shift_x", "shift_y", "tilt", "scale", "turn", "width", "breath", "arm")
+
+
+def _swap(what: str, name: str, read: str, true: str, better: str, meaning: str) -> Measure:
+    """The correlation of what is read from pictures with the truth, both named as in the rows."""
+    parameters = STRUCTURE if what == "structure" else ("burden",)
+    return Measure(
+        key=f"swap.{what}.{name}",
+        title=f"{what}, {name}",
+        kind=CORRELATION,
+        better=better,
+        meaning=meaning,
+        statistic="mean_pearson",
+        columns=tuple(f"raw/{kind}_{p}" for kind in (read, true) for p in parameters),
+    )
+
+
+# fmt: off
+_SWAPS = (
+    _swap("structure", "real", "real", "true", "",
+        "Structure read from a phantom, with the truth: as good as the reader gets."),
+    _swap("structure", "kept", "mixed", "true", "more",
+        "Structure read from A's lungs with B's disease, with A's structure."),
+    _swap("structure", "leaked", "mixed", "other", "less",
+        "The same with B's structure: ought to be 0."),
+    _swap("burden", "real", "real", "true", "",
+        "Burden read from a phantom, with the truth: as good as the reader gets."),
+    _swap("burden", "moved", "mixed", "other", "more",
+        "Burden read from A's lungs with B's disease, with B's burden."),
+    _swap("burden", "leaked", "mixed", "true", "less", "The same with A's burden: ought to be 0."),
+)
+# fmt: on
+
+EVALUATION = (
+    *(*_CLASSIFIER, *_GENERATOR, *_RECONSTRUCTION, *_COUNTERFACTUAL),
+    *(*_PATH, *_DISENTANGLEMENT, *_MAPS),
+)
+PHANTOMS = (*_PHANTOMS, *_SWAPS)
+MEASURES = {measure.key: measure for measure in (*EVALUATION, *PHANTOMS)}
+
+
+def find(*names: str) -> Measure:
+    """The measure under these names: ("localisation", "edges", "ap") is localisation.*.ap.
+
+    A stage of the cascade, ("randomisation", METHOD, "3"), is its measure. Raises KeyError where
+    none is declared.
+    """
+    starred = (names[0], "*", *names[2:])
+    for key in (names, starred, starred[:2]):
+        if ".".join(key) in MEASURES:
+            return MEASURES[".".join(key)]
+    raise KeyError(f"no measure {'.'.join(names)} is declared")
+
+
+def of_part(part: str) -> list[Measure]:
+    return [measure for measure in MEASURES.values() if measure.part == part]
+
+
+def compares_methods(part: str) -> bool:
+    """Whether a part holds a figure for each heat map."""
+    return any(measure.key.startswith(f"{part}.*") for measure in _MAPS) or part == "marker"
+
+
+def not_measured(numbers: dict) -> list[str]:
+    """A line for each reason why measures of `evaluate` are not in its numbers.
+
+    The reason is the first need that is certainly not met: one that alone kept another measure
+    out; else the last, as all before it are met.
+    """
+    absent = [measure for measure in EVALUATION if not _holds(numbers, measure.key.split("."))]
+    unmet = {measure.needs[0] for measure in absent if len(measure.needs) == 1}
+    reasons: dict[str, list[str]] = {}
+    for measure in absent:
+        if measure.needs:
+            need = next((need for need in measure.needs if need in unmet), measure.needs[-1])
+            reasons.setdefault(need, []).append(measure.key)
+    return [
+        f"not measured: {', '.join(_grouped(keys, numbers))} ({NEEDS[need]})"
+        for need, keys in reasons.items()
+    ]
+
+
+def _holds(numbers: dict, names: list[str]) -> bool:
+    if not names:
+        return True
+    name, *rest = names
+    parts = numbers.values() if name == "*" else [numbers[name]] if name in numbers else []
+    return any(_holds(part, rest) for part in parts)
+
+
+def _grouped(keys: list[str], numbers: dict) -> list[str]:
+    """The keys, those of a part that is missing as a whole by the part's name alone."""
+    names = (key if key.split(".")[0] in numbers else key.split(".")[0] for key in keys)
+    return list(dict.fromkeys(names))
+
+
+def markdown() -> str:
+    """The measures as tables in Markdown, one for each part, for the documentation."""
+    return "\n".join(_markdown())
+
+
+def _markdown() -> Iterator[str]:
+    for part in dict.fromkeys(measure.part for measure in MEASURES.values()):
+        yield from (f"### {part}", "", "| key | measure | unit | better | kind | what it means |")
+        yield "|---|---|---|---|---|---|"
+        for m in of_part(part):
+            cells = (f"`{m.key}`", m.title, m.unit or "-", m.better or "-", m.kind, m.meaning)
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+    yield from ("### Intervals", "", "| kind | 95% interval |", "|---|---|")
+    yield from (f"| {kind} | {interval} |" for kind, interval in INTERVALS.items())
+    yield ""

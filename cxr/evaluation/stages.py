@@ -1,0 +1,170 @@
+"""The long stages of an evaluation, image by image, each kept in its journal as it goes.
+
+Ctrl-C and SIGTERM end a stage after the images at hand.
+"""
+
+import math
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import numpy as np
+
+from cxr import console
+from cxr.evaluation import heatmaps
+from cxr.evaluation.cases import GROUP, Judge
+from cxr.evaluation.intervals import Figures, intervals, last_stage
+from cxr.evaluation.journal import Journal
+from cxr.evaluation.realism import random_lungs
+from cxr.explanation import Explanation
+from cxr.training import Interrupted, interruptible
+
+TUNED = 32  # validation images at most, for the threshold of a map
+RANDOMISED = 16  # images at most, each explained once for every stage of the cascade
+SHOWN = 6  # examples in a figure
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What all stages together give; nothing, for a model without a GAN."""
+
+    numbers: dict = field(default_factory=dict)  # {part: {name: {value, low, high, n}}}
+    responses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    # [images, F], the logits along each path
+    examples: list[tuple[int, Explanation]] = field(default_factory=list)  # with their labels
+    stopped: str = ""  # after how many images, if not all
+
+
+def measure(
+    judge: Judge, rows: np.ndarray, split: str, journal: Journal, draws: bool = False
+) -> Measured:
+    """All parts that come from explanations of the rows, and what random lungs show; `draws`: with
+    examples for a figure.
+
+    After Ctrl-C, what is there is measured. Raises Interrupted if nothing is there yet.
+    """
+    with interruptible() as caught:
+        if split in ("test", "train"):  # thresholds tuned on what is measured would flatter it
+            judge.thresholds = tuned_thresholds(judge, journal, caught)
+        cases, explanations = explained(judge, rows, journal, caught)
+        first = rows[: min(len(cases), RANDOMISED)]
+        stages = randomised(judge, first, explanations, journal, caught)
+    patients = [judge.data.patients[row] for row in rows[: len(cases)]]
+    numbers = intervals([_figures(case["figures"]) for case in cases], patients)
+    lungs = journal.once(
+        "random lungs", lambda: random_lungs(judge.model, judge.seed, judge.oracle)
+    )
+    numbers["disentanglement"] = lungs | numbers.get("disentanglement", {})
+    cascades = intervals(stages, patients[: len(stages)]).get("randomisation", {})
+    if cascades:
+        numbers["randomisation"] = {m: last_stage(stage) for m, stage in cascades.items()}
+    stopped = ""
+    if len(cases) < len(rows):
+        stopped = f"{len(cases)} of {len(rows)} images"
+    elif len(stages) < len(first):
+        stopped = f"the randomisation of {len(stages)} of {len(first)} images"
+    responses = np.array([case["logits"] for case in cases], np.float32)
+    shown = examples(judge, first, explanations) if draws else []
+    return Measured(numbers, responses, shown, stopped)
+
+
+def tuned_thresholds(
+    judge: Judge, journal: Journal | None = None, caught: list[int] | None = None
+) -> dict[str, float]:
+    """For each kind of map the share of its maximum at which the mean IoU is best, over at most 32
+    validation images that have a mask; empty if none has. Raises Interrupted if a signal is
+    `caught`."""
+    journal = journal or Journal(judge.data)
+    candidates = np.flatnonzero(judge.data.splits == "val") if judge.masks else []
+    rows = [row for row in candidates if judge.place(judge.masks, row) is not None][:TUNED]
+    curves: dict[str, list[list[float]]] = {}
+    with console.progress("tune", len(rows), quiet=not rows) as bar:
+        for row in rows:
+            if caught:
+                raise Interrupted(
+                    "stopped before an image was explained: go on with the same command and "
+                    "--resume"
+                )
+            if journal.get("tuning", row) is None:
+                tuned = {name: curve.tolist() for name, curve in judge.tune(row).items()}
+                journal.add("tuning", {row: tuned})
+            for name, curve in journal.get("tuning", row).items():
+                curves.setdefault(name, []).append(curve)
+            bar.advance()
+    best = {name: np.mean(of_images, 0).argmax() for name, of_images in curves.items()}
+    return {name: float(heatmaps.THRESHOLDS[place]) for name, place in best.items()}
+
+
+def explained(
+    judge: Judge, rows: np.ndarray, journal: Journal, caught: list[int]
+) -> tuple[list[dict], dict[int, Explanation]]:
+    """Figures and logits of each row, {"figures", "logits"}, and the explanations made here that
+    are used again; all others are forgotten, as they are large.
+
+    Rows are judged in groups, whose members are compared: a group is measured as a whole or taken
+    from the journal as a whole.
+    """
+    cases: list[dict] = []
+    explanations: dict[int, Explanation] = {}
+    with console.progress("explain", len(rows)) as bar:
+        for first in range(0, len(rows), GROUP):
+            group = rows[first : first + GROUP]
+            if any(journal.get("case", row) is None for row in group):
+                if caught and cases:
+                    break
+                paths = [judge.explain(row) for row in group]
+                journal.add("case", dict(zip(group, _cases(judge, group, paths))))
+                explanations |= list(zip(group, paths))[: max(RANDOMISED - first, 0)]
+            cases += [journal.get("case", row) for row in group]
+            bar.advance(len(group))
+    return cases, explanations
+
+
+def randomised(
+    judge: Judge,
+    rows: np.ndarray,
+    explanations: dict[int, Explanation],
+    journal: Journal,
+    caught: list[int],
+) -> list[Figures]:
+    """The figures of the cascade of each row."""
+    stages = []
+    with console.progress("randomise", len(rows)) as bar:
+        for row in rows:
+            if journal.get("randomisation", row) is None:
+                if caught:
+                    break
+                e = explanations.get(row) or judge.explain(row)
+                journal.add("randomisation", {row: _joined(judge.randomisation(e, row))})
+            stages.append(_figures(journal.get("randomisation", row)))
+            bar.advance()
+    return stages
+
+
+def examples(
+    judge: Judge, rows: np.ndarray, explanations: dict[int, Explanation]
+) -> list[tuple[int, Explanation]]:
+    """Labels and explanations for a figure. They are not chosen: they are the first explained of
+    each class in turn, the healthy ones above."""
+    labels = judge.data.labels
+    classes = [[row for row in rows if labels[row] == label] for label in (0, 1)]
+    turns = [row for pair in zip_longest(*classes) for row in pair if row is not None][:SHOWN]
+    return [
+        (int(labels[row]), explanations.get(row) or judge.explain(row))
+        for row in sorted(turns, key=labels.item)
+    ]
+
+
+def _cases(judge: Judge, group: np.ndarray, paths: list[Explanation]) -> list[dict]:
+    return [
+        {"figures": _joined(figures), "logits": e.logits.tolist()}
+        for figures, e in zip(judge.judge(group, paths), paths)
+    ]
+
+
+def _joined(figures: Figures) -> dict[str, float]:
+    """Figures with their names as one, for a file; what is not defined is left out."""
+    return {"/".join(key): float(v) for key, v in figures.items() if math.isfinite(v)}
+
+
+def _figures(joined: dict[str, float]) -> Figures:
+    return {tuple(key.split("/")): value for key, value in joined.items()}

@@ -1,0 +1,54 @@
+"""What an evaluation takes, and what it refuses."""
+
+import pytest
+
+from cxr import CxrError, UsageError, datasets
+from cxr.evaluation import evaluate, inputs
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_an_oracle_that_cannot_judge_is_refused(model, model_file, saved, xrays, tmp_path):
+    with pytest.raises(UsageError, match="is the model's own classifier"):
+        evaluate.evaluate(model_file, xrays, oracle=str(model_file))
+    other = saved(model, tmp_path / "size", size=64)
+    with pytest.raises(UsageError, match="sees 64 pixels, the model 32: train one with --size 32"):
+        evaluate.evaluate(model_file, xrays, oracle=str(other))
+    other = saved(model, tmp_path / "classes", classes=["NORMAL", "COVID"])
+    with pytest.raises(UsageError, match="tells NORMAL from COVID"):
+        evaluate.evaluate(model_file, xrays, oracle=str(other))
+    other = saved(model, tmp_path / "fold", fold=4)
+    for option in ("oracle", "classifier"):
+        with pytest.raises(UsageError, match=f"--{option} was tested on fold 4, the model on 0"):
+            evaluate.evaluate(model_file, xrays, **{option: str(other)})
+
+
+def test_data_are_prepared_as_the_models_were(model, saved, xrays, tmp_path, monkeypatch):
+    asked, unchanged = [], datasets.open_dataset
+    monkeypatch.setattr(inputs, "open_dataset", lambda *a: asked.append(a) or unchanged(*a))
+    path = saved(model, tmp_path / "model", fit="pad", classes=["SICK", "NORMAL"])
+    evaluate.evaluate(path, xrays, patient_pattern=r"(\d+)x")
+    assert asked == [(xrays, 32, "pad", "SICK", r"(\d+)x", 0)]
+
+
+def test_other_classes_are_refused_unless_the_healthy_one_is_named(model, saved, xrays, tmp_path):
+    path = saved(model, tmp_path / "model", classes=["NORMAL", "COVID"])
+    with pytest.raises(
+        UsageError, match="holds NORMAL and SICK, the model tells NORMAL from COVID"
+    ):
+        evaluate.evaluate(path, xrays)
+    numbers = evaluate.evaluate(path, xrays, negative="NORMAL")
+    assert numbers["about"]["classes"] == ["NORMAL", "SICK"]
+    path = saved(model, tmp_path / "model", classes=["clear", "SICK"])
+    with pytest.raises(UsageError, match="no such class; there are NORMAL, SICK"):
+        evaluate.evaluate(path, xrays)
+
+
+def test_a_split_without_a_class_is_refused(model_file, xrays, tmp_path):
+    for name in ("NORMAL", "SICK"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.png").write_bytes(next((xrays / name).iterdir()).read_bytes())
+    split = datasets.split_of(datasets.patient_of("one.png"))
+    other = next(name for name in datasets.SPLITS if name != split)
+    with pytest.raises(CxrError, match=f"falls into the {other} split"):
+        evaluate.evaluate(model_file, tmp_path, other)
