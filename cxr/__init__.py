@@ -13,3 +13,12 @@ class UsageError(CxrError):
     """Wrong use of a command or an option, rather than a bad input file."""
 
     status = 2
+
+
+def __getattr__(name: str):
+    """`cxr.adapt`, which needs torch, when it is asked for."""
+    if name == "adapt":
+        from cxr.adapter import adapt
+
+        return adapt
+    raise AttributeError(f"module 'cxr' has no attribute {name!r}")

@@ -7,19 +7,19 @@ An integral's completeness error is |sum(map) - change| / max(|change|, FLOOR), 
 difference of the logit between the two ends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxr import CxrError
+from cxr import CxrError, memory
 
 TOLERANCE = 0.01  # completeness error at which an integral counts as converged
 MAX_STEPS = 1024
 FLOOR = 0.1  # logits; a smaller change is no change, and an error relative to it would be noise
-PIXELS_AT_ONCE = 2**19  # bounds memory: 128 images of 64 x 64 pixels, 8 of 256 x 256
+PIXELS_AT_ONCE = 2**19  # bounds the images' own memory: 128 of 64 x 64 pixels, 8 of 256 x 256
 
 
 def gradient(classifier: nn.Module, x: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def latent_integrated_gradients(
     steps = min(32, max_steps)
     while True:
         t = torch.linspace(0, 1, steps + 1)
-        heat = _path_integral(classifier, path, t, _chunk(ends))
+        heat = _path_integral(classifier, path, t, ends.shape[-2:].numel())
         error = _completeness_error(heat[None], change).item()
         if error < tolerance or steps >= max_steps:
             return heat, error, steps
@@ -195,20 +195,41 @@ def _line_integral(classifier: nn.Module, x: Tensor, baseline: Tensor, steps: in
     """(x - baseline) times the mean gradient between them, by the midpoint rule: [R, R]."""
     t = (torch.arange(steps, device=x.device) + 0.5) / steps
     total = torch.zeros_like(x)  # [1, R, R]
-    for part in t.split(_chunk(x)):
-        total += _slopes(classifier, baseline + part.view(-1, 1, 1, 1) * (x - baseline)).sum(0)
+
+    def ask(part: Tensor) -> Tensor:
+        return _slopes(classifier, baseline + part.view(-1, 1, 1, 1) * (x - baseline))
+
+    for slopes in _in_parts(classifier, t, x.shape[-2:].numel(), ask):
+        total += slopes.sum(0)
     return ((x - baseline) * total / steps)[0].float()
 
 
-def _path_integral(classifier: nn.Module, path: Callable, t: Tensor, chunk: int) -> Tensor:
-    """The trapezoid sum over the nodes t [K + 1] of a path, `chunk` steps at a time: [R, R]."""
-    total = 0
-    for start in range(0, len(t) - 1, chunk):
+def _path_integral(classifier: nn.Module, path: Callable, t: Tensor, pixels: int) -> Tensor:
+    """The trapezoid sum over the nodes t [K + 1] of a path of images of so many pixels: [R, R]."""
+
+    def ask(part: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            images = path(t[start : start + chunk + 1])  # neighbouring chunks share one node
-        slopes = _slopes(classifier, images)
-        total += ((slopes[1:] + slopes[:-1]) / 2 * images.diff(dim=0)).sum(0)
+            images = path(part)
+        return images, _slopes(classifier, images)
+
+    total, last = 0, None
+    for images, slopes in _in_parts(classifier, t, pixels, ask):
+        if last is not None:  # the step from the part before
+            images, slopes = (torch.cat(pair) for pair in zip(last, (images, slopes)))
+        total = total + ((slopes[1:] + slopes[:-1]) / 2 * images.diff(dim=0)).sum(0)
+        last = images[-1:], slopes[-1:]
     return total[0].float()
+
+
+def _in_parts(classifier: nn.Module, t: Tensor, pixels: int, ask: Callable) -> Iterator:
+    """What `ask` gives for the first of t [K] alone, at which it is counted what the classifier
+    keeps for its gradient, then for as many at once as memory allows."""
+    with memory.counted(classifier) as kept:
+        first = ask(t[:1])
+    yield first
+    chunk = min(PIXELS_AT_ONCE // pixels, memory.BYTES_AT_ONCE // max(1, kept()))
+    for part in t[1:].split(max(1, chunk)) if len(t) > 1 else ():
+        yield ask(part)
 
 
 def _completeness_error(maps: Tensor, change: Tensor) -> Tensor:

@@ -6,10 +6,8 @@ else that `explain` and `evaluate` need.
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError
+from cxr import CxrError, UsageError, contract, own
 from cxr.files import replacing
 from cxr.networks import (
     Classifier,
@@ -171,36 +169,30 @@ def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
         grow(network, held[name])
 
 
-def load_classifier(spec: str, size: int, device: str | torch.device = "cpu") -> Model:
-    """A classifier from a model file, or from `FILE.py:FUNCTION`, a user's own.
+def load_classifier(
+    spec: str,
+    size: int,
+    device: str | torch.device = "cpu",
+    target: str | None = None,
+    takes: str | None = None,
+) -> Model:
+    """A classifier from a model file, or a user's own: `FILE.py:FUNCTION`, a torch.export program
+    or a TorchScript file.
 
-    FUNCTION takes nothing and returns a module from [N, 1, R, R] in [-1, 1] to a logit [N]; it is
-    tried at R = `size`, and what it is given is clipped to that range.
+    FUNCTION takes nothing and returns a module from [N, 1, R, R] in [-1, 1] to a logit [N], or
+    what `adapt` makes one of. Its contract is checked at R = `size`, and what it is given is
+    clipped to that range. target, takes: `--target` and `--classifier-input`, of a user's own.
     """
-    file, colon, function = spec.rpartition(":")
-    if not (colon and file.endswith(".py")):
+    if not own.is_own(spec):
+        if target is not None or takes is not None:
+            raise UsageError("--target and --classifier-input are for a CNN of your own")
         model = load_model(spec, device)
         model.networks = {"classifier": model.classifier}
         return model
-    if not Path(file).is_file():
-        raise UsageError(f"{spec}: there is no file {file}")
-    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("own", file))
-    sys.modules["own"] = module  # dataclasses look their module up
-    sys.path.insert(0, str(Path(file).resolve().parent))  # its neighbours
-    try:
-        module.__spec__.loader.exec_module(module)
-        network = getattr(module, function)().to(device).eval().requires_grad_(False)
-        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].clamp(-1, 1),))
-        logit = network(torch.rand(2, 1, size, size, device=device).requires_grad_())
-        shape = tuple(logit.shape)
-    except Exception as error:  # whatever the user's code raises
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CxrError(f"{spec} failed: {reason}") from error
-    if shape != (2,):
-        raise CxrError(f"{spec} returns {list(shape)} for 2 images, not a logit [2]")
-    if not logit.requires_grad:
-        raise CxrError(f"{spec}: its logit has no gradient; take no_grad() out")
-    provenance = {"classifier": f"{Path(file).name}:{function}"}
+    network = own.load(spec, size, device, target, takes)
+    contract.keep_to(network, spec, size, device)
+    about = {"classifier": Path(spec).name, "target": target, "classifier_input": takes}
+    provenance = {name: value for name, value in about.items() if value is not None}
     info = {"provenance": provenance, "metrics": {}, "thresholds": {}}
     return Model({"classifier": network}, info, path=Path(spec))
 
