@@ -51,7 +51,14 @@ setup(
     ],
     extras_require={
         "test": ["pytest", "ruff", "coverage", "captum", "setuptools>=70.1"],
-        "dicom": ["pydicom>=3", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls"],
+        "dicom": [
+            "pydicom>=3",
+            "pylibjpeg",
+            "pylibjpeg-libjpeg",
+            "pylibjpeg-openjpeg",
+            "pylibjpeg-rle",
+            "pyjpegls",
+        ],
         "plots": ["matplotlib>=3.7"],
     },
     entry_points={"console_scripts": ["cxrgan=cxrgan:main"]},

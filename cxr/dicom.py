@@ -8,6 +8,7 @@ import numpy as np
 
 from cxr import CxrError
 
+REQUIRED = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation")
 COLOUR = 0.05  # of the range: channels that differ by more are a colour picture
 CLIPPED = 0.99  # a window that drives this share of the pixels to its two ends shows nothing
 
@@ -62,7 +63,8 @@ def _open(path: Path, **how):
         raise CxrError("reading DICOM needs pydicom: pip install 'cxrgan[dicom]'") from None
     _check_inflated(path, pydicom)
     dataset = pydicom.dcmread(path, force=True, **how)
-    if not {"SOPClassUID", "PixelData", "Rows", "Modality"} & set(dataset.dir()):
+    known = {"SOPClassUID", "PixelData", "Rows", "Modality"} & set(dataset.dir())
+    if not known and not dataset.preamble:
         raise CxrError("its name says DICOM, its content does not")
     if "TransferSyntaxUID" not in getattr(dataset, "file_meta", {}):
         implicit = dataset.original_encoding[0]
@@ -94,8 +96,12 @@ def _check_inflated(path: Path, pydicom) -> None:
 def _check_header(dataset, check_size) -> None:
     """Refuses what is no single greyscale frame; raises CxrError."""
     if "PixelData" not in dataset:
-        kind = getattr(dataset.get("SOPClassUID"), "name", "") or dataset.get("Modality", "")
+        named = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+        kind = getattr(named, "name", "") or dataset.get("Modality", "")
         raise CxrError(f"this DICOM file holds no image ({kind or 'no pixel data'})")
+    missing = [name for name in REQUIRED if dataset.get(name) in (None, "")]
+    if missing:
+        raise CxrError(f"its header does not say {', '.join(missing)}; export it again")
     check_size(dataset.Columns, dataset.Rows)
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
@@ -120,6 +126,7 @@ def _stored(dataset) -> np.ndarray:
             raise
         name = dataset.file_meta.TransferSyntaxUID.name
         raise CxrError(f"{name} needs another decoder: pip install 'cxrgan[dicom]'") from None
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     del dataset.PixelData
     kind = dataset.PhotometricInterpretation
     if kind == "PALETTE COLOR":

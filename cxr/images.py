@@ -165,7 +165,10 @@ def _is_dicom(path: Path) -> bool:
         raise CxrError(f"cannot be opened: {error.strerror}") from None
     if not head:
         raise CxrError("the file is empty (0 bytes)")
-    return head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+    bare = (
+        head[:2] in (b"\x02\0", b"\x08\0") and head[3:4] == b"\0"
+    )  # its first element, no preamble
+    return head[128:] == b"DICM" or bare or path.suffix.lower() in (".dcm", ".dicom")
 
 
 @contextmanager

@@ -67,6 +67,16 @@ def test_signed_pixels_are_read(tmp_path):
     np.testing.assert_allclose(found, RAMP / 255, atol=0.002)
 
 
+def test_signed_big_endian_pixels_are_read(tmp_path):
+    syntax = pydicom.uid.ExplicitVRBigEndian
+    write_dicom(tmp_path / "x.dcm", DEEP.astype(">i2") - 2000, syntax)
+    dataset = pydicom.dcmread(tmp_path / "x.dcm")
+    stored = (DEEP.astype(np.int16) - 2000).astype(">i2")
+    dataset.PixelData = stored.tobytes()
+    dataset.save_as(tmp_path / "x.dcm")
+    np.testing.assert_allclose(images.read(tmp_path / "x.dcm"), RAMP / 255, atol=0.002)
+
+
 def test_a_file_without_preamble_is_read(tmp_path):
     whole = write_dicom(tmp_path / "x.dcm", DEEP)
     bare = pydicom.Dataset()
