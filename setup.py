@@ -56,7 +56,6 @@ setup(
             "pylibjpeg",
             "pylibjpeg-libjpeg",
             "pylibjpeg-openjpeg",
-            "pylibjpeg-rle",
             "pyjpegls",
         ],
         "plots": ["matplotlib>=3.7"],

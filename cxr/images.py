@@ -182,7 +182,9 @@ def _decoding(kinds: str) -> Iterator[None]:
         raise CxrError(f"has more than {MAX_PIXELS:,} pixels; make it smaller") from None
     except UnidentifiedImageError:
         raise CxrError(f"not an image, or a damaged one; {kinds} can be read") from None
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a decoder in Rust panics with one of its own
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise CxrError(f"damaged or cut short, export it again ({reason})") from error
 
@@ -218,18 +220,26 @@ def _check_end(path: Path) -> None:
     """Half a PNG may decode: what was to follow is then black. Its pixel stream has to end."""
     with path.open("rb") as file:
         file.seek(8)
-        packer = zlib.decompressobj()
+        packer, got, whole = zlib.decompressobj(), 0, 0
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
+            if kind == b"IHDR":
+                width, height, bits, colour, *_, interlaced = struct.unpack(
+                    ">IIBBBBB", file.read(13)
+                )
+                channels = {2: 3, 4: 2, 6: 4}.get(colour, 1)
+                whole = 0 if interlaced else height * (1 + (width * bits * channels + 7) // 8)
+                file.seek(4, os.SEEK_CUR)
+                continue
             if kind != b"IDAT":
                 file.seek(length + 4, os.SEEK_CUR)
                 continue
             data = file.read(length)
             while data and not packer.eof:
-                packer.decompress(data, 1 << 20)
+                got += len(packer.decompress(data, 1 << 20))
                 data = packer.unconsumed_tail
             file.seek(4, os.SEEK_CUR)
-        if not packer.eof:
+        if not packer.eof or got < whole:
             raise CxrError("damaged or cut short, export it again (its pixel data do not end)")
 
 
