@@ -255,9 +255,9 @@ def sample(model: str | None, out: str, images: int, seed: int, device: str) -> 
     from cxr import console, explain, film, sampling
     from cxr.checkpoints import load_model
     from cxr.classifier import to_uint8
-    from cxr.device import find_device
+    from cxr.device import prepare
 
-    loaded = load_model(model or explain.default_model(), find_device(device))
+    loaded = load_model(model or explain.default_model(), prepare(device))
     with torch.no_grad():
         codes = sampling.draw_codes(loaded.generator, images, seed)
         lungs = sampling.walk(loaded.generator, *codes)

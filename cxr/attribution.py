@@ -31,6 +31,21 @@ def gradient(classifier: nn.Module, x: Tensor) -> Tensor:
     return _slopes(classifier, x)[:, 0].float()
 
 
+def gradient_and_grad_cam(
+    classifier: nn.Module, x: Tensor, layer: nn.Module | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The logit [N], `gradient` [N, R, R] and `grad_cam` [N, R, R] of one question to the
+    classifier; without a layer, no Grad-CAM."""
+    if layer is None:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            logit = _logit(classifier, x)
+            (slopes,) = torch.autograd.grad(logit.sum(), x)
+        return logit.detach(), slopes[:, 0].float(), None
+    logit, slopes, output, weights = _slopes_at(classifier, x, layer)
+    return logit, slopes[:, 0].float(), _cam(output, weights, x)
+
+
 def grad_cam(classifier: nn.Module, x: Tensor, layer: nn.Module | None = None) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017): ReLU(sum_c mean(d logit / d A_c) A_c), upsampled to R.
 
@@ -39,6 +54,20 @@ def grad_cam(classifier: nn.Module, x: Tensor, layer: nn.Module | None = None) -
     Raises CxrError if there is no such layer or the logit does not depend on it.
     """
     layer = last_convolution(classifier, x) if layer is None else layer
+    _, _, output, slopes = _slopes_at(classifier, x, layer)
+    return _cam(output, slopes, x)
+
+
+def _cam(output: Tensor, slopes: Tensor, x: Tensor) -> Tensor:
+    weights = slopes.mean((2, 3), keepdim=True)  # [N, C, 1, 1]
+    maps = F.relu((weights * output).sum(1, keepdim=True))  # [N, 1, h, w]
+    return F.interpolate(maps.float(), x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def _slopes_at(
+    classifier: nn.Module, x: Tensor, layer: nn.Module
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The logit [N], its gradient by `x`, the layer's output [N, C, h, w] and the gradient by it."""
     outputs = []
 
     def keep(module, inputs, output):
@@ -46,13 +75,12 @@ def grad_cam(classifier: nn.Module, x: Tensor, layer: nn.Module | None = None) -
         return output.clone()  # so that an in-place activation behind the layer spares what we keep
 
     with torch.enable_grad(), layer.register_forward_hook(keep):
-        logit = _logit(classifier, x.detach().requires_grad_())
-        slopes = torch.autograd.grad(logit.sum(), outputs, allow_unused=True) if outputs else [None]
-    if slopes[-1] is None:
+        x = x.detach().requires_grad_()
+        logit = _logit(classifier, x)
+        slope, *slopes = torch.autograd.grad(logit.sum(), [x, *outputs], allow_unused=True)
+    if not slopes or slopes[-1] is None:
         raise CxrError("Grad-CAM: the logit does not depend on this layer; choose another")
-    weights = slopes[-1].mean((2, 3), keepdim=True)  # [N, C, 1, 1]
-    maps = F.relu((weights * outputs[-1].detach()).sum(1, keepdim=True))  # [N, 1, h, w]
-    return F.interpolate(maps.float(), x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return logit.detach(), slope, outputs[-1].detach(), slopes[-1]
 
 
 def last_convolution(classifier: nn.Module, x: Tensor) -> nn.Module:
@@ -84,6 +112,7 @@ def integrated_gradients(
     steps: int = 64,
     tolerance: float = TOLERANCE,
     max_steps: int = MAX_STEPS,
+    logit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integrated gradients (Sundararajan et al. 2017) along the straight line of images.
 
@@ -92,11 +121,13 @@ def integrated_gradients(
     baseline is a singular point of a network that normalises its input's contrast, as ours does:
     the integral hardly converges from there; take a blurred or a mean image.
 
-    x: [N, 1, R, R] in [-1, 1]; baseline: the same, or [1, 1, R, R] for all.
+    x: [N, 1, R, R] in [-1, 1]; baseline: the same, or [1, 1, R, R] for all; logit: the
+    classifier's [N] on `x`, if it is known.
     Returns maps float32 [N, R, R] and their completeness errors float32 [N], reached or not.
     """
     x, baseline = x.detach(), baseline.detach().expand_as(x)
-    change = _logits(classifier, x) - _logits(classifier, baseline)  # [N]
+    logit = _logits(classifier, x) if logit is None else logit.detach().float()
+    change = logit - _logits(classifier, baseline)  # [N]
     maps = torch.empty_like(x[:, 0], dtype=torch.float32)
     errors = torch.empty_like(change)
     pending = torch.arange(len(x), device=x.device)
@@ -115,6 +146,7 @@ def latent_integrated_gradients(
     path: Callable[[Tensor], Tensor],
     tolerance: float = TOLERANCE,
     max_steps: int = MAX_STEPS,
+    logits: Tensor | None = None,
 ) -> tuple[Tensor, float, int]:
     """Integrated gradients along a path of generated images: sum_k grad f . (x_{k+1} - x_k).
 
@@ -123,13 +155,14 @@ def latent_integrated_gradients(
     `tolerance` or `max_steps` is reached. The map is never rescaled to fit.
 
     path: from t [K] in [0, 1], on the CPU, to images [K, 1, R, R] in [-1, 1], on the classifier's
-    device.
+    device; logits: the classifier's [2] at the path's ends, if they are known.
     Returns the map float32 [R, R], which sums to f(path(1)) - f(path(0)) up to the completeness
     error; that error, reached or not; and the steps taken.
     """
     with torch.no_grad():
         ends = path(torch.tensor([0.0, 1.0]))  # [2, 1, R, R]
-    change = _logits(classifier, ends).diff()  # [1]
+    logits = _logits(classifier, ends) if logits is None else logits.detach().float()
+    change = logits.diff()  # [1]
     steps = min(32, max_steps)
     while True:
         t = torch.linspace(0, 1, steps + 1)

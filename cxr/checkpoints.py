@@ -61,12 +61,24 @@ class Model:
     path: Path | None = None
 
     def __getattr__(self, name: str) -> nn.Module:
-        if name in NETWORKS:
-            if name in self.__dict__["networks"]:
-                return self.networks[name]
-            maker = "--classifier" if name == "classifier" else "a model made by `cxrgan train-gan`"
-            raise CxrError(f"{self.path} holds no {name}: give {maker}")
-        raise AttributeError(name)
+        if name not in NETWORKS:
+            raise AttributeError(name)
+        self.require(name)
+        return self.networks[name]
+
+    def require(self, *names: str) -> None:
+        """Raises CxrError, which says what to do, if one of these networks is missing."""
+        for name in names:
+            if name not in self.__dict__["networks"]:
+                made = "a model made by `cxrgan train-gan`"
+                remedy = "--classifier" if name == "classifier" else made
+                raise CxrError(f"{self.path} holds no {name}: give {remedy}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are; the CPU for those without a tensor."""
+        states = (network.state_dict().values() for network in self.networks.values())
+        return next((t.device for state in states for t in state), torch.device("cpu"))
 
     def dose(self, logit: Tensor) -> Tensor:
         """A logit as a dose: 0 at the median healthy logit, 1 at the diseased 98th percentile."""

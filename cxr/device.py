@@ -13,8 +13,7 @@ from cxr import UsageError, build, cache, checkpoints
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """`auto`, `cpu` or `cuda[:N]` as a device that is there, with the native kernels loaded and
-    the allocator set up for it."""
+    """`auto`, `cpu` or `cuda[:N]` as a device that is there. Raises UsageError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -28,6 +27,13 @@ def find_device(name: str = "auto") -> torch.device:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
             raise UsageError(f"--device {name}: torch sees no such GPU here; say --device cpu")
+    return device
+
+
+def prepare(name: str = "auto") -> torch.device:
+    """Find a device and make it ready: the native kernels loaded, the allocator set up."""
+    device = find_device(name)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         _keep_freed_memory()
@@ -64,7 +70,7 @@ def rng(*seed: int) -> torch.Generator:
 
 def machine() -> list[tuple[str, str]]:
     """Device, arithmetic, kernels, shipped models and cache folder."""
-    device = find_device()
+    device = prepare()
     with half_precision(device):
         half = torch.is_autocast_enabled(device.type)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

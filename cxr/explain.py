@@ -6,22 +6,29 @@ at every frame.
 """
 
 import contextlib
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cxr import CxrError, UsageError, attribution, images
+from cxr import CxrError, UsageError, attribution, images, inversion
 from cxr.checkpoints import Model, load_classifier, load_model, shipped, weights_folder
 from cxr.classifier import to_tensor
-from cxr.device import find_device
-from cxr.explanation import Explanation, doubts, measure
+from cxr.device import prepare as prepare_device
+from cxr.explanation import Explanation, Traversal, doubts, measure
 from cxr.inversion import invert, sampled_directions
 from cxr.networks import Classifier
 from cxr.overlay import lay_over
 from cxr.sampling import draw_codes, walk
+
+Timer = Callable[[str], contextlib.AbstractContextManager]
+
+
+def untimed(part: str) -> contextlib.AbstractContextManager:
+    """A timer that takes no time."""
+    return contextlib.nullcontext()
 
 
 def explain(
@@ -34,6 +41,7 @@ def explain(
     refine: int = 60,
     seed: int = 0,
     device: str = "auto",
+    timer: Timer = untimed,
 ) -> Explanation:
     """Explain what a classifier sees in an image.
 
@@ -45,41 +53,80 @@ def explain(
     frames : number of frames from dose 0 to dose 1
     restarts : inversions from different beginnings; the best is shown, their spread reported
     refine : gradient steps after the encoder
-    seed : of the noise and of the restarts
+    seed : random seed, for the noise and the restarts
     device : where a model is loaded to; a `Model` stays where it is
+    timer : from a part's name to a context manager around it, for benchmarks
 
     Raises CxrError for an image that cannot be used and for a model without a generator.
     """
     if frames < 2 or restarts < 1 or refine < 0:
         raise UsageError("at least 2 frames, 1 restart and 0 steps of refinement are needed")
     model = load_explainer(model, classifier, device)
-    x = prepare(image, model)
-    codes = invert(x, model, restarts, refine, seed)
-    doses = torch.linspace(0, 1, frames, device=x.device)
-    with torch.no_grad():
-        original = model.classifier(x).item()
-        copies = codes.draw(model.generator, codes.z2).clamp(-1, 1)
+    with timer("prepare"):
+        x = prepare(image, model)
+    with timer("gradient"), exactly():
+        logit, plain_maps = at_image(x, model)
+    traversal = traverse(x, logit, model, frames, restarts, refine, seed, timer)
+    with timer("heat_maps"), exactly():
+        maps, error = heat_maps(traversal, model, plain_maps)
+    with timer("measure"):
+        named = str(image) if isinstance(image, (str, Path)) else None
+        numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
+        numbers["warnings"] = doubts(numbers, model)
+    return Explanation(**vars(traversal), maps=maps, numbers=numbers)
 
-    along = partial(codes.along, model.generator)
-    directions = codes.u[:1]
-    if original <= 0:
-        directions = torch.cat([directions, sampled_directions(codes, seed)])
-    own = max(codes.z2[0].norm().item(), 1e-6) if original > 0 else 0.0
-    overlay = lay_over(x, along, own, model.classifier)
-    with torch.no_grad():
-        path, overlaid = along(doses), overlay(doses)
-        logits = model.classifier(path)
-    found = Explanation(
-        tuple(model.info["classes"]), x, original, codes, copies, directions, doses, path,
-        overlay, overlaid, logits,
-    )  # fmt: skip
-    exact = {"enabled": torch.backends.cudnn.enabled, "allow_tf32": False}
-    with torch.backends.cudnn.flags(**exact):  # TF32's rounding no finer grid would mend
-        found.maps, error = heat_maps(found, model)
-    named = str(image) if isinstance(image, (str, Path)) else None
-    found.numbers = {"image": named, **measure(found, model), "completeness_error": error}
-    found.numbers["warnings"] = doubts(found.numbers, model)
-    return found
+
+def exactly() -> contextlib.AbstractContextManager:
+    """Within it, no TF32: no finer grid would mend its rounding in an integral's completeness."""
+    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+
+
+def traverse(
+    x: Tensor,
+    logit: Tensor,
+    model: Model,
+    frames: int,
+    restarts: int,
+    refine: int,
+    seed: int,
+    timer: Timer,
+) -> Traversal:
+    """Invert an image [1, 1, R, R], whose logit [1] is known, and draw its path twice: as the
+    generator draws it, and as the overlay on the image."""
+    with timer("invert"):
+        with torch.no_grad():
+            codes = model.encoder(x)
+        found = invert(x, logit, codes, model, restarts, refine, seed)
+        path = inversion.Path(found, model.generator)
+        doses = torch.linspace(0, 1, frames, device=x.device)
+        directions = found.codes.u[:1]
+        if logit <= 0:
+            directions = torch.cat([directions, sampled_directions(found.codes, seed)])
+        with torch.no_grad():
+            encoded = model.generator(*codes, found.codes.noise).clamp(-1, 1)
+            drawn = path(doses)
+            logits = model.classifier(drawn)
+    with timer("lay_over"):
+        dose = max(found.codes.z2[0].norm().item(), 1e-6) if logit > 0 else 0.0
+        end = logits[:1] if logit > 0 else logits[-1:]
+        overlay = lay_over(x, path, dose, model.classifier, end - logit)
+        with torch.no_grad():
+            overlaid = overlay(doses)
+            overlaid_logits = model.classifier(overlaid)
+    return Traversal(
+        classes=tuple(model.info["classes"]),
+        image=x,
+        logit=logit,
+        inversion=found,
+        encoded=encoded,
+        directions=directions,
+        doses=doses,
+        frames=drawn,
+        logits=logits,
+        overlay=overlay,
+        overlaid=overlaid,
+        overlaid_logits=overlaid_logits,
+    )
 
 
 def load_explainer(model: str | Path | Model | None, classifier: str | None, device: str) -> Model:
@@ -87,11 +134,10 @@ def load_explainer(model: str | Path | Model | None, classifier: str | None, dev
     if isinstance(model, Model):
         loaded = model
     else:
-        loaded = load_model(model or default_model(), find_device(device))
+        loaded = load_model(model or default_model(), prepare_device(device))
     if classifier:
         loaded = with_classifier(loaded, classifier)
-    for name in ("classifier", "encoder", "generator"):
-        getattr(loaded, name)  # each says itself what to do where it is missing
+    loaded.require("classifier", "encoder", "generator")
     return loaded
 
 
@@ -99,21 +145,9 @@ def with_classifier(model: Model, spec: str) -> Model:
     """The model with the classifier of `spec`, as `load_classifier` takes it, in its own's place.
 
     A model does not keep a CNN of the user's that it was trained with: given to such a model, it
-    is its own. Raises CxrError for one of another size or other classes.
+    is its own. Raises UsageError for one of another size or other classes.
     """
-    size = model.info["size"]
-    other = load_classifier(spec, size, model.generator.const.device)
-    if other.info.get("size", size) != size:
-        raise CxrError(
-            f"--classifier sees {other.info['size']} pixels, the model {size}: "
-            "train one at the model's size"
-        )
-    classes = model.info["classes"]
-    if other.info.get("classes", classes) != classes:
-        raise CxrError(
-            f"--classifier tells {' from '.join(other.info['classes'])}, the model "
-            f"{' from '.join(classes)}: take one that was trained on the same classes"
-        )
+    other = second_classifier(spec, model, "--classifier")
     networks = model.networks | {"classifier": other.classifier}
     if "classifier" not in model.networks:
         return Model(networks, model.info, model.buffers, model.path)
@@ -121,6 +155,24 @@ def with_classifier(model: Model, spec: str) -> Model:
     foreign = Model(networks, model.info | about, model.buffers, model.path)
     rescale(foreign)
     return foreign
+
+
+def second_classifier(spec: str, model: Model, option: str) -> Model:
+    """A classifier beside the model's, as `load_classifier` takes it. Raises UsageError for one of
+    another size or other classes than the model's."""
+    size, classes = model.info["size"], model.info["classes"]
+    other = load_classifier(spec, size, model.device)
+    if other.info.get("size", size) != size:
+        raise UsageError(
+            f"{option} sees {other.info['size']} pixels, the model {size}: train one with "
+            f"--size {size}"
+        )
+    if other.info.get("classes", classes) != classes:
+        raise UsageError(
+            f"{option} tells {' from '.join(other.info['classes'])}, the model "
+            f"{' from '.join(classes)}: take one that was trained on the same classes"
+        )
+    return other
 
 
 @torch.no_grad()
@@ -154,7 +206,7 @@ def sample_image(model: str | None = None) -> Path:
 def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
     """The image as the model's networks take it: [1, 1, R, R] in [-1, 1], on their device."""
     size, fit = model.info["size"], model.info["fit"]
-    device = model.generator.const.device
+    device = model.device
     if isinstance(image, Tensor):
         if image.shape != (1, 1, size, size):
             raise UsageError(f"a tensor must be [1, 1, {size}, {size}], not {list(image.shape)}")
@@ -168,29 +220,44 @@ def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
     return to_tensor(images.load(image, size, fit)[None], device)
 
 
-def heat_maps(found: Explanation, model: Model) -> tuple[dict[str, Tensor], float]:
-    """Maps [R, R] by name, and the completeness error of the latent integrated gradient.
+def at_image(x: Tensor, model: Model) -> tuple[Tensor, dict[str, Tensor]]:
+    """The classifier's logit [1] on an image [1, 1, R, R], and the maps [R, R] that come from it at
+    the image alone: the gradient and, where the classifier has a convolution, Grad-CAM."""
+    classifier, layer = model.classifier, None
+    if isinstance(classifier, Classifier):
+        layer = classifier.trunk  # what is pooled into the logit
+    else:
+        with contextlib.suppress(CxrError):  # a classifier of the user's may have no convolution
+            layer = attribution.last_convolution(classifier, x)
+    logit, slope, cam = attribution.gradient_and_grad_cam(classifier, x, layer)
+    maps = {"gradient": slope[0]}
+    if cam is not None:
+        maps["grad_cam"] = cam[0]
+    return logit, maps
 
-    Its path is the one from dose 0 to the dose found (to 1 where the image is healthy), laid over
-    the original, so that it ends (begins) in the original itself.
+
+def heat_maps(
+    t: Traversal, model: Model, plain: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], float]:
+    """Maps [R, R] by name, and the completeness error of the latent integrated gradient. plain: the
+    maps of `at_image`.
+
+    The path is the overlay from dose 0 to the dose found (to 1 where the image is healthy), so that
+    it ends (begins) in the original itself.
     """
-    x, overlay = found.image, found.overlay
+    x, overlay = t.image, t.overlay
     span = overlay.own or 1.0
+    ends = (t.overlaid_logits[:1], t.logit) if t.diseased else (t.logit, t.overlaid_logits[-1:])
     latent, error, _ = attribution.latent_integrated_gradients(
-        model.classifier, lambda t: overlay(span * t.to(x.device))
+        model.classifier, lambda s: overlay(span * s.to(x.device)), logits=torch.cat(ends)
     )
-    with torch.no_grad():
-        first, last = overlay.along(torch.tensor([0.0, span], device=x.device))
+    first, last = overlay.along(torch.tensor([0.0, span], device=x.device))
     baseline = model.buffers.get("mean_image", x.mean().expand_as(x))
-    ig, _ = attribution.integrated_gradients(model.classifier, x, baseline)
+    ig, _ = attribution.integrated_gradients(model.classifier, x, baseline, logit=t.logit)
     maps = {
         "latent_ig": latent,
         "difference": (last - first)[0],
-        "gradient": attribution.gradient(model.classifier, x)[0],
+        "gradient": plain["gradient"],
         "integrated_gradients": ig[0],
     }
-    ours = isinstance(model.classifier, Classifier)
-    with contextlib.suppress(CxrError):  # a classifier of the user's may have no convolution
-        layer = model.classifier.trunk if ours else None  # ours: what is pooled into the logit
-        maps["grad_cam"] = attribution.grad_cam(model.classifier, x, layer)[0]
-    return maps, error
+    return maps | plain, error

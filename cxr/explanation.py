@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,39 +13,58 @@ from cxr import __version__, attribution, film, metrics
 from cxr.checkpoints import Model, save
 from cxr.classifier import likeness, to_uint8
 from cxr.files import write_text
-from cxr.inversion import Codes
+from cxr.inversion import Codes, Inversion
 from cxr.overlay import Overlay
 
+REJECTED = 0.1  # gap in probability above which a reconstruction does not stand for its image
 CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
 
 
-@dataclass
-class Explanation:
-    """What `explain` found; R is the model's size, F the number of frames, K of restarts."""
+@dataclass(frozen=True)
+class Traversal:
+    """An image's path from healthy to diseased, drawn and asked; R is the model's size, F the number
+    of frames, K of restarts."""
 
     classes: tuple[str, str]
     image: Tensor  # [1, 1, R, R] in [-1, 1]
-    original: float  # the classifier's logit on it
-    codes: Codes  # K inversions, best first
-    copies: Tensor  # [K, 1, R, R], their reconstructions
+    logit: Tensor  # [1], the classifier's on it
+    inversion: Inversion  # K of them, best first
+    encoded: Tensor  # [1, 1, R, R], the reconstruction by the encoder alone
     directions: Tensor  # [D, z2], unit vectors; the path follows the first
     doses: Tensor  # [F], from 0 to 1
     frames: Tensor  # [F, 1, R, R], along the doses
-    overlay: Overlay  # the path laid over the image, where the classifier needs it
+    logits: Tensor  # [F], the classifier's on each frame
+    overlay: Overlay  # the path on the image, where the classifier needs it
     overlaid: Tensor  # [F, 1, R, R], its frames
-    logits: Tensor  # [F], the classifier's on each frame of the path
-    maps: dict[str, Tensor] = field(default_factory=dict)  # [R, R] each
-    numbers: dict = field(default_factory=dict)  # what goes into explanation.json
+    overlaid_logits: Tensor  # [F]
+
+    @property
+    def diseased(self) -> bool:
+        """Whether the classifier calls the image diseased."""
+        return self.logit.item() > 0
+
+    @property
+    def codes(self) -> Codes:
+        """The latents of the restarts, best first."""
+        return self.inversion.codes
+
+    @property
+    def reconstructions(self) -> Tensor:
+        """The restarts' reconstructions [K, 1, R, R], best first."""
+        return self.inversion.reconstructions
+
+
+@dataclass(frozen=True)
+class Explanation(Traversal):
+    """What `explain` found: the path, the heat maps and the numbers."""
+
+    maps: dict[str, Tensor]  # [R, R] each
+    numbers: dict  # what goes into explanation.json
 
     @property
     def warnings(self) -> list[str]:
         """Lines that say where the explanation cannot be believed."""
         return self.numbers["warnings"]
-
-    @property
-    def sick(self) -> bool:
-        """Whether the classifier calls the image diseased."""
-        return self.original > 0
 
     def write(self, folder: str | Path) -> None:
         """Write the explanation folder: GIF, panel, CSV, JSON and safetensors."""
@@ -61,7 +80,11 @@ class Explanation:
         noise = {f"noise.{i}": eps for i, eps in enumerate(self.codes.noise)}
         tensors = {"w1": self.codes.w1, "z2": self.codes.z2, "detail": self.codes.detail}
         tensors |= {"directions": self.directions, **noise}
-        tensors |= {"image": self.image, "reconstructions": self.copies, "frames": self.frames}
+        tensors |= {
+            "image": self.image,
+            "reconstructions": self.reconstructions,
+            "frames": self.frames,
+        }
         tensors |= {"overlaid": self.overlaid, "mask": self.overlay.mask}
         tensors |= {"doses": self.doses, "logits": self.logits}
         tensors |= {f"maps.{name}": value for name, value in self.maps.items()}
@@ -84,7 +107,7 @@ class Explanation:
         image = to_uint8(self.image[0, 0])
         pictures = [
             ("original", n["original"]["probability"], self.image[0, 0]),
-            ("reconstruction", n["reconstruction"]["probability"], self.copies[0, 0]),
+            ("reconstruction", n["reconstruction"]["probability"], self.reconstructions[0, 0]),
             ("healthy end", probability[0], self.frames[0, 0]),
             ("diseased end", probability[-1], self.frames[-1, 0]),
             ("counterfactual", n["counterfactual"]["probability_overlaid"], self.counterfactual()),
@@ -112,92 +135,91 @@ class Explanation:
 
 
 @torch.no_grad()
-def measure(found: Explanation, model: Model) -> dict:
-    """The numbers of explanation.json but the completeness error."""
-    logits, laid = found.logits, model.classifier(found.overlaid)
+def measure(t: Traversal, model: Model) -> dict:
+    """The numbers of a path for explanation.json."""
+    logits = t.logits
     change = (logits[-1] - logits[0]).abs().clamp_min(1e-6)
     mean = model.buffers.get("mean_image")
     return {
         "use": "research only, no diagnosis",
         "model": str(model.path),
         "classifier": model.info.get("foreign", "the model's own"),
-        "classes": list(found.classes),
-        "original": {"probability": _sigmoid(found.original), "logit": found.original},
-        "found_dose": found.codes.z2[0].norm().item(),
-        "dose": found.doses.tolist(),
+        "classes": list(t.classes),
+        "original": {"probability": t.logit.sigmoid().item(), "logit": t.logit.item()},
+        "found_dose": t.codes.z2[0].norm().item(),
+        "dose": t.doses.tolist(),
         "logit": logits.tolist(),
         "probability": logits.sigmoid().tolist(),
-        "probability_overlaid": laid.sigmoid().tolist(),
-        "logit_gap": (logits - model.logit(found.doses)).abs().median().item(),
+        "probability_overlaid": t.overlaid_logits.sigmoid().tolist(),
+        "logit_gap": (logits - model.logit(t.doses)).abs().median().item(),
         "largest_jump": (logits.diff().abs().max() / change).item(),
-        "reconstruction": _reconstruction(found, model),
-        "counterfactual": _counterfactual(found, laid),
-        "restarts": _restarts(found, model),
-        "directions": [] if found.sick else _directions(found, model),
-        "likeness": None if mean is None else likeness(found.image, mean).item(),
+        "reconstruction": _reconstruction(t, model),
+        "counterfactual": _counterfactual(t),
+        "restarts": _restarts(t),
+        "directions": [] if t.diseased else _directions(t, model),
+        "likeness": None if mean is None else likeness(t.image, mean).item(),
         "versions": versions(),
     }
 
 
-def _reconstruction(found: Explanation, model: Model) -> dict[str, float]:
+def _reconstruction(t: Traversal, model: Model) -> dict[str, float]:
     """How well the best inversion stands for the image; `ssim_encoder` is the encoder's alone,
     which the model file's threshold was set for."""
-    x, copy = found.image, found.copies[:1]
-    probability = model.classifier(copy).sigmoid().item()
-    encoded = model.generator(*model.encoder(x), found.codes.noise).clamp(-1, 1)
+    x, best = t.image, t.reconstructions[:1]
+    probability = model.classifier(best).sigmoid().item()
     return {
         "probability": probability,
-        "probability_gap": abs(probability - _sigmoid(found.original)),
-        "psnr": metrics.psnr(x, copy).item(),
-        "ssim": metrics.ssim(x, copy).item(),
-        "ssim_encoder": metrics.ssim(x, encoded).item(),
+        "probability_gap": abs(probability - t.logit.sigmoid().item()),
+        "psnr": metrics.psnr(x, best).item(),
+        "ssim": metrics.ssim(x, best).item(),
+        "ssim_encoder": metrics.ssim(x, t.encoded).item(),
     }
 
 
-def _counterfactual(found: Explanation, laid: Tensor) -> dict:
-    """The path's end that is of the other class, alone and laid over the image (`overlaid`);
-    `laid` are the logits [F] of the latter."""
-    frame = 0 if found.sick else len(found.doses) - 1
-    end, logit = found.frames[frame], found.logits[frame].item()
+def _counterfactual(t: Traversal) -> dict:
+    """The path's end that is of the other class, as drawn and as the overlay (`overlaid`)."""
+    frame = 0 if t.diseased else len(t.doses) - 1
+    end, reconstruction = t.frames[frame], t.reconstructions[0]
+    logit, overlaid_logit = t.logits[frame], t.overlaid_logits[frame]
     return {
         "frame": frame,
-        "probability": _sigmoid(logit),
-        "probability_overlaid": _sigmoid(laid[frame].item()),
-        "flipped": (logit > 0) != found.sick,
-        "flipped_overlaid": (laid[frame].item() > 0) != found.sick,
-        "l1_original": _l1(found.image - end),
-        "l1_reconstruction": _l1(found.copies[0] - end),
-        "changed_pixels": _changed(found.copies[0], end),
-        "l1_overlaid": _l1(found.image - found.overlaid[frame]),
-        "changed_overlaid": _changed(found.image[0], found.overlaid[frame]),
+        "probability": logit.sigmoid().item(),
+        "probability_overlaid": overlaid_logit.sigmoid().item(),
+        "flipped": (logit.item() > 0) != t.diseased,
+        "flipped_overlaid": (overlaid_logit.item() > 0) != t.diseased,
+        "l1_original": _l1(t.image - end),
+        "l1_reconstruction": _l1(reconstruction - end),
+        "changed_pixels": _changed(reconstruction, end),
+        "l1_overlaid": _l1(t.image - t.overlaid[frame]),
+        "changed_overlaid": _changed(t.image[0], t.overlaid[frame]),
     }
 
 
-def _restarts(found: Explanation, model: Model) -> dict:
+def _restarts(t: Traversal) -> dict:
     """How far the restarts agree: `spread` is the mean standard deviation of the differences that
     their paths make, over their mean size, None for one alone."""
-    codes, copies = found.codes, found.copies
-    z2 = codes.z2 if found.sick else codes.u
-    ends = [codes.draw(model.generator, z).clamp(-1, 1) for z in (z2, 0 * z2)]
-    maps = ends[0] - ends[1]
-    spread = maps.std(0, correction=0).mean() / maps.abs().mean().clamp_min(1e-6)
+    walks, reconstructions = t.inversion.walks, t.reconstructions
+    diseased_ends = reconstructions if t.diseased else walks[:, -1]
+    differences = diseased_ends - walks[:, 0]
+    size = differences.abs().mean().clamp_min(1e-6)
+    spread = differences.std(0, correction=0).mean() / size
     return {
-        "count": len(copies),
-        "spread": spread.item() if len(copies) > 1 else None,
-        "doses": codes.z2.norm(dim=1).tolist(),
-        "ssim": metrics.ssim(found.image.expand_as(copies), copies).tolist(),
+        "count": len(reconstructions),
+        "spread": spread.item() if len(reconstructions) > 1 else None,
+        "doses": t.codes.z2.norm(dim=1).tolist(),
+        "ssim": metrics.ssim(t.image.expand_as(reconstructions), reconstructions).tolist(),
     }
 
 
-def _directions(found: Explanation, model: Model) -> list[dict]:
+def _directions(t: Traversal, model: Model) -> list[dict]:
     """What each disease direction does to a healthy image at full dose; the first is shown."""
-    u, codes = found.directions, found.codes
-    z2 = torch.cat([torch.zeros_like(u[:1]), u])
-    x = codes.best.draw(model.generator, z2).clamp(-1, 1)
-    probabilities = model.classifier(x[1:]).sigmoid().tolist()
+    others = t.codes.best.draw(model.generator, t.directions[1:]).clamp(-1, 1)
+    logits = torch.cat([t.logits[-1:], model.classifier(others)])
+    probabilities = logits.sigmoid().tolist()
+    ends = torch.cat([t.frames[-1:], others])
     return [
-        {"probability": p, "accepted": p > 0.5, "l1": _l1(full - x[0])}
-        for p, full in zip(probabilities, x[1:])
+        {"probability": p, "accepted": p > 0.5, "l1": _l1(end - t.frames[0])}
+        for p, end in zip(probabilities, ends)
     ]
 
 
@@ -211,36 +233,41 @@ def _l1(difference: Tensor) -> float:
     return difference.abs().mean().item() / 2
 
 
-def _sigmoid(logit: float) -> float:
-    return torch.tensor(logit).sigmoid().item()
-
-
-def doubts(numbers: dict, model: Model) -> list[str]:
-    """Lines that say where the explanation cannot be believed."""
-    lines, n, limits = [], numbers["reconstruction"], model.info.get("thresholds", {})
-    if numbers["likeness"] is not None and numbers["likeness"] < limits.get("likeness", -1):
-        lines.append("this does not look like the radiographs the model was trained on")
-    if n["probability_gap"] > 0.1:
+def rejections(numbers: dict, model: Model) -> list[str]:
+    """Why the reconstruction does not stand for the image, if it does not: a gap in probability
+    above 0.1, or an encoder's SSIM under the 5th percentile of validation images."""
+    lines, n = [], numbers["reconstruction"]
+    limit = model.info["thresholds"].get("ssim", -1.0)
+    if n["probability_gap"] > REJECTED:
         lines.append(
             f"the reconstruction does not stand for the image: the classifier gives it "
             f"{n['probability']:.2f}, the image {numbers['original']['probability']:.2f}"
         )
-    if n["ssim_encoder"] < limits.get("ssim", 0):
+    if n["ssim_encoder"] < limit:
         lines.append(
             "the reconstruction does not stand for the image: the encoder's SSIM is "
-            f"{n['ssim_encoder']:.2f}, under validation's {limits['ssim']:.2f}"
+            f"{n['ssim_encoder']:.2f}, under validation's {limit:.2f}"
         )
+    return lines
+
+
+def doubts(numbers: dict, model: Model) -> list[str]:
+    """Lines that say where the explanation cannot be believed."""
+    lines, likely = [], numbers["likeness"]
+    if likely is not None and likely < model.info["thresholds"].get("likeness", -1):
+        lines.append("this does not look like the radiographs the model was trained on")
+    lines += rejections(numbers, model)
     if not numbers["counterfactual"]["flipped"]:
         lines.append("the path does not change the classifier's verdict")
     elif not numbers["counterfactual"]["flipped_overlaid"]:
-        lines.append("laid over the image, the path does not change the classifier's verdict")
+        lines.append("the overlay does not change the classifier's verdict")
     if "foreign" in model.info:
         lines.append("another classifier than the GAN's is explained: the dose axis is the GAN's")
     return lines
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers were made with."""
+    """The versions that the numbers were made with."""
     return {
         "cxrgan": __version__,
         "torch": torch.__version__,

@@ -111,7 +111,7 @@ class Structures(nn.Module):
     """The Gaussian of the structures that an encoder finds, `z1` [N, z1] to `w1` [N, layers, w].
 
     Its mean and principal components are fitted, not trained, so that random lungs have structures
-    such as real ones have (benchmarks/trials.md).
+    such as real ones have (docs/ablations.md).
     """
 
     def __init__(self, z1: int, layers: int, w: int):

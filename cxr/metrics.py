@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 15
@@ -179,12 +178,3 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, level, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[level.ravel()]
-
-
-def image_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute difference of images [N, 1, R, R] at three scales, and what SSIM lacks of 1."""
-    loss = 1 - ssim(x, y).mean()
-    for _ in range(3):
-        loss = loss + (x - y).abs().mean()
-        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-    return loss

@@ -147,7 +147,7 @@ class Generator(nn.Module):
 
     def detail(self, n: int) -> Tensor:
         """A zero detail [n, C, S, S]: of 16 pixels, or R / 4 if that is less. A finer one would
-        hold the texture by which classes differ, at every dose (benchmarks/trials.md)."""
+        hold the texture by which classes differ, at every dose (docs/ablations.md)."""
         size = 4 * 2**self.detailed
         return torch.zeros(n, self.config.channels[self.detailed], size, size).to(self.const.device)
 

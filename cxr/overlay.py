@@ -55,20 +55,25 @@ class Overlay:
 
 
 def lay_over(
-    image: Tensor, along: Callable[[Tensor], Tensor], own: float, classifier: nn.Module
+    image: Tensor,
+    along: Callable[[Tensor], Tensor],
+    own: float,
+    classifier: nn.Module,
+    response: Tensor,
 ) -> Overlay:
-    """The path over an image [1, 1, R, R] with the mask that the classifier needs."""
+    """The path over an image [1, 1, R, R] with the mask that the classifier needs. response: [1],
+    the classifier's logit at the path's end less its logit of the image."""
     whole = Overlay(image, along, own)
     with torch.no_grad():
         end = whole(torch.tensor([whole.other], device=image.device))
-    return Overlay(image, along, own, needed(image, end, classifier))
+    return Overlay(image, along, own, needed(image, end, classifier, response))
 
 
-def needed(x: Tensor, y: Tensor, classifier: nn.Module) -> Tensor:
+def needed(x: Tensor, y: Tensor, classifier: nn.Module, response: Tensor) -> Tensor:
     """Where `x` [1, 1, R, R] has to become `y` for the classifier to answer as it answers to `y`:
-    a mask [1, 1, R, R] in [0, 1] that changes as little as it can."""
-    with torch.no_grad():
-        response = (classifier(y) - classifier(x)).abs().clamp_min(1e-6)
+    a mask [1, 1, R, R] in [0, 1] that changes as little as it can. response: [1], how far apart
+    the two logits are."""
+    response = response.abs().clamp_min(1e-6)
     whole, random = (y - x).abs().sum().clamp_min(1e-6), rng(0)
     with torch.enable_grad():
         cells = torch.full((1, 1, CELLS, CELLS), 2.0, device=x.device).requires_grad_()

@@ -22,7 +22,7 @@ from cxr.classifier import (
     to_tensor,
 )
 from cxr.datasets import Dataset
-from cxr.device import find_device, half_precision, rng
+from cxr.device import half_precision, prepare, rng
 from cxr.networks import PRESETS, Classifier
 from cxr.patients import SPLIT_RULE
 from cxr.training import Run, World, loop, update_ema
@@ -60,7 +60,7 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     Returns the model, its metrics on the test split in `info["metrics"]`. Raises CxrError where
     a class is missing from a split, `Interrupted` after Ctrl-C.
     """
-    device = find_device(config.device)
+    device = prepare(config.device)
     world = World(device)
     if config.batch % world.size:
         raise UsageError(f"--batch {config.batch} cannot be shared by {world.size} processes")

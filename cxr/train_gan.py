@@ -6,7 +6,7 @@ result, then generator and encoder on the same graph.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,13 +20,13 @@ from cxr import (
     classifier,
     datasets,
     film,
-    metrics,
+    losses,
     sampling,
 )
 from cxr.checkpoints import Model, load_classifier, start_from
 from cxr.classifier import predict, to_tensor
 from cxr.datasets import Dataset
-from cxr.device import find_device, half_precision, rng
+from cxr.device import half_precision, prepare, rng
 from cxr.networks import PRESETS, Discriminator, Encoder, Generator
 from cxr.train_cnn import provenance
 from cxr.training import Run, World, loop, update_ema
@@ -64,7 +64,7 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     Raises CxrError where the classifier does not fit the data, where training diverges or
     collapses; `Interrupted` after Ctrl-C.
     """
-    device = find_device(config.device)
+    device = prepare(config.device)
     world = World(device)
     if config.batch % (16 * world.size):
         raise UsageError(f"--batch {config.batch}: a multiple of {16 * world.size} is needed here")
@@ -115,6 +115,7 @@ class Batch:
 
     reals: Tensor  # [n, 1, R, R]
     real_doses: Tensor  # [n]
+    real_logits: Tensor  # [n], the classifier's, within the range that doses name
     z1: Tensor  # [n/4, z1]
     z2: Tensor  # [n/2, z2]
     noise: list[Tensor]  # [n/2, 1, H, W] for each layer
@@ -129,13 +130,11 @@ class Fakes:
     images: Tensor  # [n, 1, R, R]
     w1: Tensor  # [n/2, layers, w]
     z2: Tensor  # [n, z2]
+    doses: Tensor  # [n], the lengths of `z2`
     originals: Tensor  # [n/2, 1, R, R], healthy and diseased in turn
-    copies: Tensor  # their reconstructions
-    found: Tensor  # [n/2], the doses that the encoder found in them
-    doses: Tensor = field(init=False)  # [n]
-
-    def __post_init__(self) -> None:
-        self.doses = self.z2.detach().norm(dim=1)
+    original_logits: Tensor  # [n/2], the classifier's on them, within the range that doses name
+    reconstructions: Tensor  # [n/2, 1, R, R], of the originals
+    encoded_doses: Tensor  # [n/2], the doses that the encoder finds in the originals
 
 
 class Trainer:
@@ -146,7 +145,7 @@ class Trainer:
         self.world, self.run = world, run
         self.model = model  # its classifier, and the logits between which the dose runs
         self.classifier = model.classifier
-        self.doses = self.real_doses()
+        self.doses, self.logits = self.read_classifier()
         torch.manual_seed(config.seed)
         preset = PRESETS[config.preset]
         self.G = Generator(preset.generator).to(device)
@@ -187,9 +186,9 @@ class Trainer:
     def step_number(self) -> int:
         return self.progress["images"] // self.config.batch
 
-    def real_doses(self) -> np.ndarray:
+    def read_classifier(self) -> tuple[np.ndarray, np.ndarray]:
         """The dose of every image [N]: 0 for a healthy one, else the classifier's response, which
-        also settles between which logits the dose runs."""
+        also settles between which logits the dose runs; and its logits [N], within that range."""
         logits = predict(self.classifier, self.data.images, self.device)
         healthy, diseased = (logits[rows] for rows in self.data.by_class("train"))
         low, high = float(np.median(healthy)), float(np.quantile(diseased, 0.98))
@@ -200,7 +199,8 @@ class Trainer:
             )
         self.model.info["logits"] = [low, high]
         doses = self.model.dose(torch.from_numpy(logits)).numpy()
-        return np.where(self.data.labels == 1, doses, 0.0).astype(np.float32)
+        doses = np.where(self.data.labels == 1, doses, 0.0).astype(np.float32)
+        return doses, logits.clip(low, high)
 
     @torch.no_grad()
     def fit_structures(self, G: Generator, E: Encoder) -> None:
@@ -245,13 +245,20 @@ class Trainer:
             (augment.draw(n, 0.5, random, augment.LIGHT), 4),
         ]
         noise = [[share(eps, k) for eps in self.G.noise(n // 2, random)] for k in (2, 1)]
+        reals, fakes, response = (
+            {k: share(v, blocks) for k, v in change.items()} for change, blocks in changes
+        )
         return Batch(
-            to_tensor(self.data.images[rows], self.device),
-            torch.from_numpy(self.doses[rows]).to(self.device),
-            z1.to(self.device),
-            share(u * dose[:, None], 2).to(self.device),
-            *noise,
-            *({k: share(v, blocks) for k, v in change.items()} for change, blocks in changes),
+            reals=to_tensor(self.data.images[rows], self.device),
+            real_doses=torch.from_numpy(self.doses[rows]).to(self.device),
+            real_logits=torch.from_numpy(self.logits[rows]).to(self.device),
+            z1=z1.to(self.device),
+            z2=share(u * dose[:, None], 2).to(self.device),
+            noise=noise[0],
+            noise_real=noise[1],
+            augment_reals=reals,
+            augment_fakes=fakes,
+            augment_response=response,
         )
 
     def generate(self, batch: Batch) -> Fakes:
@@ -260,7 +267,10 @@ class Trainer:
         Found lungs get the disease found with them, so that reconstructions, too, have to look
         real (a pixel loss alone would have them blurred); the healthy ones get another.
         """
-        originals = interleave(*(half[::2] for half in batch.reals.chunk(2)))
+        originals, original_logits = (
+            interleave(*(half[::2] for half in t.chunk(2)))
+            for t in (batch.reals, batch.real_logits)
+        )
         w1_found, z2_found = self.E(originals)
         w1_kept, z2_kept = (
             t.unflatten(0, (-1, 2))[::2].flatten(0, 1) for t in (w1_found, z2_found)
@@ -272,7 +282,16 @@ class Trainer:
         noise = [torch.cat([a, a, b]) for a, b in zip(batch.noise, batch.noise_real)]
         x = self.G(torch.cat([w1, w1, w1_found]), torch.cat([z2, z2_found]), noise)
         n = len(z2)
-        return Fakes(x[:n], w1, z2, originals, x[n:], z2_found.norm(dim=1))
+        return Fakes(
+            images=x[:n],
+            w1=w1,
+            z2=z2,
+            doses=z2.detach().norm(dim=1),
+            originals=originals,
+            original_logits=original_logits,
+            reconstructions=x[n:],
+            encoded_doses=z2_found.norm(dim=1),
+        )
 
     def update_discriminator(self, batch: Batch, fakes: Fakes) -> dict[str, Tensor]:
         """Non-saturating loss, with R1 on the reals every `r1_every` steps, in fp32."""
@@ -285,7 +304,7 @@ class Trainer:
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         terms = {"D": loss.detach(), "sign": real.detach().sign().mean()}
         if self.step_number % self.config.r1_every == 0:
-            penalty = r1(self.D, reals, batch.real_doses)
+            penalty = losses.r1(self.D, reals, batch.real_doses)
             loss = loss + penalty * self.config.r1 / 2 * self.config.r1_every
             terms["r1"] = penalty.detach()
         self.opt_D.zero_grad()
@@ -312,15 +331,15 @@ class Trainer:
         with self.precision:
             score = self.D(shown, fakes.doses)
             w1_read, z2_read = self.E(fakes.images)
-            logits = self.classifier(torch.cat([nudged, fakes.copies]))
-        target = self.model.logit(fakes.doses), self.classifier_target(fakes.originals)
+            logits = self.classifier(torch.cat([nudged, fakes.reconstructions]))
+        target = self.model.logit(fakes.doses), fakes.original_logits
         terms = {
             "G": F.softplus(-score).mean(),
             "response": F.smooth_l1_loss(logits, torch.cat(target)) * self.config.response,
-            "latent": latent(w1_read, z2_read, fakes.w1, fakes.z2) * self.config.latent,
-            "image": metrics.image_distance(fakes.copies, fakes.originals) * self.config.image,
-            "proximity": proximity(fakes.images) * self.config.proximity,
-            "dose": (fakes.found - self.model.dose(target[1])).square().mean(),
+            "latent": losses.latent(w1_read, z2_read, fakes.w1, fakes.z2) * self.config.latent,
+            "image": losses.image(fakes.reconstructions, fakes.originals) * self.config.image,
+            "proximity": losses.proximity(fakes.images) * self.config.proximity,
+            "dose": (fakes.encoded_doses - self.model.dose(target[1])).square().mean(),
         }
         self.opt_G.zero_grad()
         self.opt_E.zero_grad()
@@ -367,13 +386,6 @@ class Trainer:
             f"logit gap {row['logit_gap']:.2f}  SSIM {row['ssim']:.2f}"
         )
 
-    @torch.no_grad()
-    def classifier_target(self, originals: Tensor) -> Tensor:
-        """The classifier's logits on real images, within the range that doses name."""
-        with self.precision:
-            logits = self.classifier(originals)
-        return logits.clamp(*self.model.info["logits"])
-
 
 def interleave(a: Tensor, b: Tensor) -> Tensor:
     """a0, b0, a1, b1, ..."""
@@ -384,26 +396,3 @@ def trim(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both cut to the shorter one's length."""
     n = min(len(a), len(b))
     return a[:n], b[:n]
-
-
-def r1(D: nn.Module, x: Tensor, doses: Tensor) -> Tensor:
-    """`E |grad_x D(x)|^2` on real images (Mescheder et al. 2018, equation 9)."""
-    x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(D(x, doses).sum(), x, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
-
-
-def latent(w1_read: Tensor, z2_read: Tensor, w1: Tensor, z2: Tensor) -> Tensor:
-    """The encoder finds the codes `w1` [n/2, layers, w] and `z2` [n, z2] in the fakes, lungs at
-    dose 0 and then the same at a dose, and one `w1` whatever the dose."""
-    healthy, diseased = w1_read.chunk(2)
-    structure = F.mse_loss(w1_read, torch.cat([w1, w1]).detach().float())
-    disease = (z2_read - z2.detach()).square().sum(1).mean()
-    return structure + disease + (healthy - diseased).square().mean()
-
-
-def proximity(pairs: Tensor) -> Tensor:
-    """Mean absolute difference of lungs [n, 1, R, R] at dose 0, the first half, and the same at a
-    dose: discriminator and classifier want the disease there, nothing wants more to move."""
-    healthy, diseased = pairs.chunk(2)
-    return (diseased - healthy).abs().mean()

@@ -1,3 +1,4 @@
+import collections
 import csv
 import dataclasses
 import json
@@ -16,7 +17,7 @@ from cxr import (
     explanation,
     film,
     inversion,
-    metrics,
+    losses,
 )
 
 QUICK = {"frames": 5, "restarts": 2, "refine": 3, "device": "cpu"}
@@ -87,6 +88,36 @@ def test_frames_are_reproduced_from_the_saved_codes(bright, image, tmp_path):
     torch.testing.assert_close(copy, t["reconstructions"][:1], atol=1e-5, rtol=0)
 
 
+class Counter:
+    """How often a network was shown each picture, with a gradient or without."""
+
+    def __init__(self, network, which):
+        self.seen = collections.Counter()
+        network.register_forward_hook(
+            lambda module, inputs, output: self.count(which(inputs, output))
+        )
+
+    def count(self, pictures):
+        kind = torch.is_grad_enabled()
+        self.seen.update((kind, p.detach().numpy().tobytes()) for p in pictures)
+
+
+def test_no_picture_is_drawn_twice_and_no_question_asked_twice(bright, image):
+    """What the descents ask with a gradient is new at each step and not counted."""
+    drawn = Counter(bright.generator, lambda inputs, output: output)
+    asked = Counter(bright.classifier, lambda inputs, output: inputs[0])
+    e = explain.explain(image, bright, **QUICK)
+    plain = [count for (gradient, _), count in drawn.seen.items() if not gradient]
+    assert len(plain) > QUICK["frames"] and set(plain) == {1}
+    ended = e.image.numpy().tobytes(), e.reconstructions[:1].numpy().tobytes()
+    # Its logit comes with its gradient. To find a convolution, a user's classifier is run once more;
+    # and the overlay on a healthy image is at dose 0 the image itself.
+    assert asked.seen[False, ended[0]] == 1 + (not e.diseased)
+    assert asked.seen[False, ended[1]] == 1
+    for frame in e.frames:
+        assert asked.seen[False, frame.numpy().tobytes()] == 1
+
+
 def test_every_frame_is_scored_by_the_classifier_itself(bright, image):
     e = explain.explain(image, bright, **QUICK)
     torch.testing.assert_close(e.logits, bright.classifier(e.frames))
@@ -97,18 +128,18 @@ def test_every_frame_is_scored_by_the_classifier_itself(bright, image):
 def test_latent_integrated_gradient_sums_to_the_change_of_the_logit(bright, shade):
     picture = np.random.default_rng(0).normal(shade, 30, (32, 32)).clip(0, 255).astype(np.uint8)
     e = explain.explain(picture, bright, **QUICK)
-    assert e.sick == (shade == 200)
+    assert e.diseased == (shade == 200)
     assert e.numbers["completeness_error"] < 0.01
     counterfactual = e.overlaid[e.numbers["counterfactual"]["frame"]][None]
-    ends = (counterfactual, e.image) if e.sick else (e.image, counterfactual)  # by their doses
+    ends = (counterfactual, e.image) if e.diseased else (e.image, counterfactual)  # by their doses
     change = bright.classifier(torch.cat(ends)).diff().item()
     assert e.maps["latent_ig"].sum().item() == pytest.approx(change, rel=0.01, abs=0.002)
 
 
 def test_a_healthy_image_gets_several_directions_and_a_diseased_one_its_own(bright, image):
     e = explain.explain(image, bright, **QUICK)
-    diseased = e.sick
-    assert len(e.numbers["directions"]) == (0 if diseased else inversion.DIRECTIONS + 1)
+    diseased = e.diseased
+    assert len(e.numbers["directions"]) == (0 if diseased else inversion.CONFIG.directions + 1)
     assert e.numbers["counterfactual"]["frame"] == (0 if diseased else 4)
     assert all(d["accepted"] == (d["probability"] > 0.5) for d in e.numbers["directions"])
 
@@ -129,7 +160,7 @@ def test_refinement_brings_the_reconstruction_nearer(bright, image):
     after = explain.explain(image, bright, **{**quick, "refine": 40})
 
     def loss(e):
-        return metrics.image_distance(e.copies[:1], e.image).item()
+        return losses.image(e.reconstructions[:1], e.image).item()
 
     assert loss(after) < 0.9 * loss(before)
 
@@ -138,7 +169,7 @@ def test_refinement_finds_a_detail_that_brings_the_reconstruction_nearer(bright,
     e = explain.explain(image, bright, **{**QUICK, "refine": 40})
     plain = dataclasses.replace(e.codes, detail=torch.zeros_like(e.codes.detail))
     without = plain.best.draw(bright.generator, e.codes.z2[:1]).clamp(-1, 1)
-    near, far = (metrics.image_distance(copy, e.image).item() for copy in (e.copies[:1], without))
+    near, far = (losses.image(copy, e.image).item() for copy in (e.reconstructions[:1], without))
     assert near < 0.98 * far
 
 
@@ -211,10 +242,12 @@ def test_no_grad_around_it_does_no_harm(bright, image):
     assert torch.equal(e.frames, explain.explain(image, bright, **QUICK).frames)
 
 
-def test_a_path_that_laid_over_the_image_does_not_flip_is_doubted(bright, image):
+def test_an_overlay_that_does_not_flip_the_verdict_is_doubted(bright, image):
     e = explain.explain(image, bright, **QUICK)
     e.numbers["counterfactual"] |= {"flipped": True, "flipped_overlaid": False}
-    assert any("laid over the image" in line for line in explanation.doubts(e.numbers, bright))
+    assert any(
+        "the overlay does not change" in line for line in explanation.doubts(e.numbers, bright)
+    )
 
 
 def test_files_arrays_and_tensors_are_taken_alike(bright, image, tmp_path):

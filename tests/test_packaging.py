@@ -69,7 +69,7 @@ def test_only_cxr_and_cxrgan_reach_site_packages(wheel):
 
 def test_every_module_weight_and_kernel_is_in_the_wheel(wheel, source):
     patterns = (
-        "cxr/*.py",
+        "cxr/**/*.py",
         "weights/*.safetensors",
         "weights/*.md",
         "weights/discriminators/*",
@@ -96,5 +96,7 @@ def test_the_command_answers_from_an_empty_folder(unpacked, tmp_path):
     away = {"folder": tmp_path, "PYTHONPATH": str(unpacked)}
     version = python("-m", "cxrgan", "--version", **away)
     assert version == f"cxrgan, version {cxr.__version__}\n"
-    code = "from cxr import checkpoints, info; print(checkpoints.weights_folder()); info.machine()"
+    code = (
+        "from cxr import checkpoints, device; print(checkpoints.weights_folder()); device.machine()"
+    )
     assert python("-c", code, **away).strip() == str(unpacked / "cxr" / "weights")

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -22,14 +22,13 @@ import torch
 from cxr import CxrError, UsageError, __version__, build, console, explain, train_gan
 from cxr.checkpoints import Model
 from cxr.datasets import Dataset
-from cxr.device import find_device
+from cxr.device import prepare
 from cxr.evaluation.bench_kernels import kernels
 from cxr.files import write_text
 from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
 from cxr.training import World
 
 STEPS = ("off", "on", "compiled")  # the kernels; "compiled" has them on and compiles the networks
-PARTS = ("prepare", "invert", "lay_over", "heat_maps", "measure")  # of explain
 
 
 def bench(
@@ -53,7 +52,7 @@ def bench(
     """
     if batch % 16 and what in ("step", "all"):
         raise UsageError(f"--batch {batch}: the training step needs a multiple of 16")
-    on = find_device(device)
+    on = prepare(device)
     gpu = on.type == "cuda"
     presets = presets or (("cxr64", "cxr128", "cxr256") if gpu else ("cxr64", "cxr128"))
     rounds = rounds or (20 if gpu else 5)
@@ -181,7 +180,7 @@ def _ask(child: subprocess.Popen) -> float:
 
 def serve(variant: str, device: str, preset: str, batch: int, backend: str) -> None:
     """A child of `step`: for every line that comes in, one step without R1, and its seconds."""
-    on = find_device(device)
+    on = prepare(device)
     trainer = Timed(preset, batch, on)
     if variant == "compiled":
         for network in (trainer.G, trainer.E, trainer.D, trainer.classifier):
@@ -208,8 +207,9 @@ class Timed(train_gan.Trainer):
         data = Dataset(images, labels, names, splits, names, ("NORMAL", "SICK"), "noise")
         super().__init__(config, data, _untrained(preset, device), device, World(device), None)
 
-    def real_doses(self) -> np.ndarray:
-        return (self.data.labels * 0.7).astype(np.float32)
+    def read_classifier(self) -> tuple[np.ndarray, np.ndarray]:
+        doses = (self.data.labels * 0.7).astype(np.float32)
+        return doses, self.model.logit(torch.from_numpy(doses)).numpy()
 
 
 def _untrained(preset: str, device: torch.device) -> Model:
@@ -240,35 +240,23 @@ def explanation(device: torch.device, preset: str, rounds: int, bar: console.Bar
     image = np.random.default_rng(0).integers(0, 255, (size, size), dtype=np.uint8)
     runs = []
     bar.note(preset)
-    with _timed_parts(device) as parts:
-        for _ in range(1 + rounds):  # the first warms up
-            parts.clear()
-            began = _clock(device)
-            explain.explain(image, model, device=str(device))
-            runs.append({"total": _clock(device) - began, **parts})
-            bar.advance()
+    for _ in range(1 + rounds):  # the first warms up
+        parts: dict[str, float] = {}
+        began = _clock(device)
+        explain.explain(image, model, device=str(device), timer=_timer(device, parts))
+        runs.append({"total": _clock(device) - began, **parts})
+        bar.advance()
     medians = {key: statistics.median(run[key] for run in runs[1:]) for key in runs[0]}
     return {"preset": preset, "unit": "s", **medians}
 
 
-@contextmanager
-def _timed_parts(device: torch.device):
-    """Within it, the explainer's parts leave the seconds they took in the dictionary yielded."""
-    parts: dict[str, float] = {}
-    before = {name: getattr(explain, name) for name in PARTS}
+def _timer(device: torch.device, parts: dict[str, float]) -> explain.Timer:
+    """A timer that leaves the seconds of each part in `parts`."""
 
-    def timed(name: str) -> Callable:
-        def call(*arguments, **options):
-            began, answer = _clock(device), before[name](*arguments, **options)
-            parts[name] = parts.get(name, 0.0) + _clock(device) - began
-            return answer
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        began = _clock(device)
+        yield
+        parts[name] = _clock(device) - began
 
-        return call
-
-    for name in PARTS:
-        setattr(explain, name, timed(name))
-    try:
-        yield parts
-    finally:
-        for name in PARTS:
-            setattr(explain, name, before[name])
+    return timed

@@ -88,10 +88,13 @@ class Judge:
         figures["sparsity_overlaid"] = n["changed_overlaid"]
         if self.oracle is not None:
             for name, x in (("oracle_validity", end), ("oracle_validity_overlaid", laid)):
-                figures[name] = float((self.oracle(x[None]).item() > 0) != e.sick)
+                figures[name] = float((self.oracle(x[None]).item() > 0) != e.diseased)
         lung = self.place(self.lungs, row)
         if lung is not None:
-            for name, change in (("", e.copies[0] - end), ("_overlaid", e.image[0] - laid)):
+            for name, change in (
+                ("", e.reconstructions[0] - end),
+                ("_overlaid", e.image[0] - laid),
+            ):
                 size = change[0].abs().cpu().numpy()
                 figures["outside_lung" + name] = float(size[~lung].sum() / max(size.sum(), 1e-12))
             figures["outside_area"] = float(np.mean(~lung))
@@ -161,7 +164,7 @@ class Judge:
 
         Elsewhere a map does not point at disease. Every map counts by its `magnitude`.
         """
-        if not e.sick:
+        if not e.diseased:
             return {}
         place, figures = self.place(self.masks, row), {}
         baseline = self.nearest_healthy(e.image)

@@ -252,7 +252,7 @@ def _tiles(e: Explanation) -> list[tuple[str, np.ndarray, str]]:
     """Name, picture uint8 [H, W, 3] and note of each column."""
     shown = {
         "original": (e.image[0], e.numbers["original"]["probability"]),
-        "reconstruction": (e.copies[0], e.numbers["reconstruction"]["probability"]),
+        "reconstruction": (e.reconstructions[0], e.numbers["reconstruction"]["probability"]),
         "healthy end": (e.frames[0], e.numbers["probability"][0]),
         "diseased end": (e.frames[-1], e.numbers["probability"][-1]),
     }

@@ -14,6 +14,12 @@ from cxr.classifier import to_tensor
 from cxr.datasets import Dataset
 from cxr.sampling import draw_codes, walk
 
+HALVINGS = 100  # of the real images, for the spread of FID and KID
+SUBSET = 1000  # images at most of a kind at once there, as Binkowski et al. have it
+DRAWN = 512  # random lungs, for disentanglement
+COMPARED = 20_000  # images at most whose features are compared
+CHUNK = 64  # images generated at once
+
 
 def fid(x: Tensor, y: Tensor) -> float:
     """Frechet inception distance (Heusel et al. 2017), here of any network's features.
@@ -101,12 +107,6 @@ def halves(
     return tuple(both[:, random.permutation(both.shape[1])[:SUBSET]])
 
 
-HALVINGS = 100  # of the real images, for the spread of FID and KID
-
-
-SUBSET = 1000  # images at most of a kind at once there, as Binkowski et al. have it
-
-
 @torch.no_grad()
 def random_lungs(model: Model, seed: int, oracle: nn.Module | None = None) -> dict[str, dict]:
     """Shares of 512 random lungs that are called healthy at dose 0, diseased at dose 1, by the
@@ -152,24 +152,21 @@ def realism(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: in
         fakes.append(oracle.features(lungs).float())
     patients = [data.patients[row] for row in rows]
     of = torch.cat(fakes), torch.cat(reals), patients, data.labels[rows], seed
-    kid, kid_real, _ = realism.against_reals(realism.kid, *of)
-    fid, fid_real, ratio = realism.against_reals(realism.fid, *of)
-    return {"kid": kid, "kid_real": kid_real, "fid": fid, "fid_real": fid_real, "fid_ratio": ratio}
+    fakes_kid, reals_kid, _ = against_reals(kid, *of)
+    fakes_fid, reals_fid, ratio = against_reals(fid, *of)
+    return {
+        "kid": fakes_kid,
+        "kid_real": reals_kid,
+        "fid": fakes_fid,
+        "fid_real": reals_fid,
+        "fid_ratio": ratio,
+    }
 
 
 def _lungs(model: Model, doses: Tensor, seed: int) -> Tensor:
     """Random lungs [N, 1, R, R], one of each dose [N]."""
     w1, u, noise = draw_codes(model.generator, len(doses), seed)
     return model.generator(w1, u * doses[:, None], noise).clamp(-1, 1)
-
-
-DRAWN = 512  # random lungs, for disentanglement
-
-
-COMPARED = 20_000  # images at most whose features are compared
-
-
-CHUNK = 64  # images generated at once
 
 
 def drawn_rows(data: Dataset, split: str, limit: int | None, seed: int) -> np.ndarray:

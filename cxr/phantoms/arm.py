@@ -16,7 +16,7 @@ from cxr import console, metrics, train_cnn, train_gan
 from cxr.checkpoints import Model, load_model
 from cxr.classifier import predict, to_tensor
 from cxr.datasets import Dataset, open_dataset
-from cxr.device import find_device
+from cxr.device import prepare
 from cxr.evaluation.cases import Judge, mask_files, path
 from cxr.evaluation.evaluate import tuned_thresholds
 from cxr.explanation import Explanation
@@ -90,10 +90,10 @@ class Arm:
 
     def load(self, run: Path) -> Model:
         """The model of a run's folder."""
-        return load_model(run / "model.safetensors", find_device(self.device))
+        return load_model(run / "model.safetensors", prepare(self.device))
 
     def logits(self, model: Model, images: np.ndarray) -> np.ndarray:
-        return predict(model.classifier, images, find_device(self.device))
+        return predict(model.classifier, images, prepare(self.device))
 
     def train_cnn(self, data: Path | None = None, out: Path | None = None) -> Model:
         data, out = data or self.data / "images", out or self.cnn
@@ -188,7 +188,7 @@ def explained(arm: Arm, model: Model, sign: str, real: Model | None = None) -> l
             e = judge.explain(row)
             own = of_judge(judge, e, row, markers)
             own |= dose_figures(e, (real or model).classifier, burden, bool(sample.lesions))
-            found.append(own | (twin_figures(e, sample) if sample.lesions and e.sick else {}))
+            found.append(own | (twin_figures(e, sample) if sample.lesions and e.diseased else {}))
             explanations.append(e)
             bar.advance()
     reader = Reader.fit(data, samples)
@@ -203,7 +203,7 @@ def of_judge(judge: Judge, e: Explanation, row: int, markers: dict[str, Path]) -
     figures |= judge.of_maps(e, row)
     own = {"/".join(key): value for key, value in figures.items()}
     place = judge.place(markers, row)
-    if place is not None and e.sick:
+    if place is not None and e.diseased:
         own |= marker_share(judge.maps(e, row), place)
         latent = e.maps["latent_ig"].cpu()  # sums to the change of the logit
         own["marker/latent_ig/share"] = (

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cxr import train_gan
 from cxr.checkpoints import Model, load_classifier
-from cxr.device import find_device
+from cxr.device import prepare
 from cxr.files import replacing
 from cxr.networks import PRESETS, Classifier
 from cxr.phantoms.arm import Arm, Row, begun, explained, kept
@@ -50,20 +49,20 @@ def run(arm: Arm) -> Iterator[tuple[str, list[Row]]]:
 class LabelTrainer(train_gan.Trainer):
     """A GAN's training that never asks the classifier."""
 
-    def real_doses(self) -> np.ndarray:
-        super().real_doses()  # between which logits the dose runs, for the explanation
+    def read_classifier(self) -> tuple[np.ndarray, np.ndarray]:
+        """Doses from the labels alone, drawn for diseased images; the logits of a healthy image
+        are those of dose 0, of a diseased one those of 0.5, the mean dose."""
+        super().read_classifier()  # between which logits the dose runs, for the explanation
+        diseased = self.data.labels == 1
         drawn = np.random.default_rng(self.config.seed).uniform(0, 1, len(self.data))
-        return np.where(self.data.labels == 1, drawn, 0.0).astype(np.float32)
-
-    def classifier_target(self, originals: Tensor) -> Tensor:
-        """Of images healthy and diseased in turn: the logits of doses 0 and 0.5, the mean dose."""
-        doses = torch.tensor([0.0, 0.5], device=originals.device).repeat(len(originals) // 2)
-        return self.model.logit(doses)
+        doses = np.where(diseased, drawn, 0.0).astype(np.float32)
+        means = torch.from_numpy(np.where(diseased, 0.5, 0.0).astype(np.float32))
+        return doses, self.model.logit(means).numpy()
 
 
 def no_cnn(arm: Arm, folder: Path) -> Model:
     config = arm.gan_config(response=0.0)
-    device, out = find_device(config.device), folder / "gan"
+    device, out = prepare(config.device), folder / "gan"
     world, resume = World(device), begun(out)
     model = load_classifier(config.classifier, arm.plan.size, device)
     run = Run(out, config, resume, world)

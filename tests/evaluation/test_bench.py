@@ -66,5 +66,6 @@ def test_a_training_step_is_measured_in_each_variant():
 
 def test_the_parts_of_an_explanation_are_within_its_time():
     found = bench.bench("explain", "cpu", ("tiny",), rounds=1)["explain"][0]
-    assert 0 < sum(found[part] for part in bench.PARTS) <= found["total"]
-    assert bench.explain.invert.__name__ == "invert"  # put back
+    parts = found.keys() - {"preset", "unit", "total"}
+    assert {"invert", "lay_over", "heat_maps"} < parts
+    assert 0.9 * found["total"] < sum(found[part] for part in parts) <= found["total"]

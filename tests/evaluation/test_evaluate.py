@@ -279,7 +279,7 @@ def judged(bright, xrays, masks):
 def test_change_outside_the_lungs_is_a_share_of_the_change(judged):
     own, row, e = judged
     end = e.frames[e.numbers["counterfactual"]["frame"]][0]
-    change = (e.copies[0, 0] - end).abs()
+    change = (e.reconstructions[0, 0] - end).abs()
     inside = change[8:20, 8:20].sum() / change.sum()
     found = own.counterfactual(e, row)["counterfactual", "outside_lung"]
     assert found == pytest.approx(1 - inside.item(), rel=1e-4)

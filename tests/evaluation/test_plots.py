@@ -6,6 +6,7 @@ import torch
 
 from cxr.evaluation import plots
 from cxr.explanation import Explanation
+from cxr.inversion import Inversion
 
 pytest.importorskip("matplotlib")
 
@@ -19,15 +20,16 @@ def explanation():
     return Explanation(
         classes=("NORMAL", "SICK"),
         image=x[:1],
-        original=2.2,
-        codes=None,
-        copies=x[1:2],
+        logit=torch.tensor([2.2]),
+        inversion=Inversion(codes=None, reconstructions=x[1:2], walks=None),
+        encoded=x[1:2],
         directions=None,
         doses=torch.tensor([0.0, 0.5, 1.0]),
         frames=x[2:],
         overlay=None,
         overlaid=x[2:],
         logits=torch.tensor([-2.2, 0.0, 0.8]),
+        overlaid_logits=torch.tensor([-2.0, 0.0, 0.8]),
         maps={"latent_ig": x[0, 0], "edges": x[1, 0], "grad_cam": x[2, 0].abs()},
         numbers={"original": {"probability": 0.9}, "reconstruction": {"probability": 0.8}}
         | {"probability": [0.1, 0.5, 0.7]},

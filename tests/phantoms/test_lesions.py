@@ -110,15 +110,15 @@ def test_same_structure_looks_the_same_at_any_size(sizes):
 
 def test_lesions_vary_in_kind_side_number_and_lie_low_and_far_out():
     samples = diseased(200)
-    lesions = [lesion for sample in samples for lesion in sample.lesions]
+    drawn = [lesion for sample in samples for lesion in sample.lesions]
     assert {len(sample.lesions) for sample in samples} == {1, 2, 3, 4}
-    assert {(lesion.kind, lesion.side) for lesion in lesions} == {
+    assert {(lesion.kind, lesion.side) for lesion in drawn} == {
         (kind, side) for kind in lesions.KINDS for side in (-1, 1)
     }
     opacities = [sample.lesions[0].opacity for sample in samples]
     assert 0.2 <= min(opacities) < 0.25 and 0.95 < max(opacities) <= 1
-    assert np.mean([lesion.down for lesion in lesions]) > 0.55
-    assert np.mean([lesion.across for lesion in lesions]) > 0.5
+    assert np.mean([lesion.down for lesion in drawn]) > 0.55
+    assert np.mean([lesion.across for lesion in drawn]) > 0.5
 
 
 def test_consolidation_is_denser_than_ground_glass():

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+
+from cxr import checkpoints, inversion
+from cxr.inversion import Codes, Path, invert
+
+
+class Brightness(nn.Module):
+    def forward(self, x):
+        return 40 * x.mean((1, 2, 3))
+
+
+@pytest.fixture
+def bright(model):
+    networks = {**model.networks, "classifier": Brightness()}
+    return checkpoints.Model(networks, dict(model.info), dict(model.buffers))
+
+
+@pytest.fixture(params=[0.3, -0.3], ids=["diseased", "healthy"])
+def x(request):
+    noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    return (request.param + 0.2 * noise).clamp(-1, 1)
+
+
+def inverted(x, model, restarts=2, refine=3, seed=0):
+    with torch.no_grad():
+        return invert(x, model.classifier(x), model.encoder(x), model, restarts, refine, seed)
+
+
+def test_a_healthy_image_gets_a_direction_of_its_own_and_a_diseased_one_goes_by_its_disease(
+    bright, x
+):
+    codes = inverted(x, bright).codes
+    if x.mean() > 0:
+        assert codes.way is None
+        torch.testing.assert_close(codes.u, nn.functional.normalize(codes.z2))
+    else:
+        assert codes.way.shape == codes.z2.shape
+        torch.testing.assert_close(codes.u, nn.functional.normalize(codes.way))
+
+
+def test_reconstructions_and_walks_are_what_the_codes_draw(bright, x):
+    found = inverted(x, bright)
+    codes = found.codes
+    drawn = codes.draw(bright.generator, codes.z2).clamp(-1, 1)
+    torch.testing.assert_close(found.reconstructions, drawn, atol=1e-5, rtol=0)
+    for place, dose in enumerate(inversion.DOSES):
+        drawn = codes.draw(bright.generator, dose * codes.u).clamp(-1, 1)
+        torch.testing.assert_close(found.walks[:, place], drawn, atol=1e-5, rtol=0)
+
+
+def test_without_steps_the_first_codes_are_the_encoders(bright, x):
+    found = inverted(x, bright, restarts=1, refine=0)
+    w1, z2 = bright.encoder(x)
+    assert torch.equal(found.codes.w1, w1) and torch.equal(found.codes.z2, z2)
+    assert not found.codes.detail.any()
+
+
+def test_the_best_restart_lacks_the_least(bright, x):
+    codes = inverted(x, bright, restarts=4, refine=2).codes
+    start = bright.encoder(x)[0].expand_as(codes.w1)
+    target = bright.classifier(x).clamp(*bright.info["logits"])
+    lacking, _ = inversion.inversion_loss(x, target, codes, start, bright, inversion.DOSES)
+    free = inversion.Config(away=0.0)  # the restarts began elsewhere, so leave that term out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inversion, "CONFIG", free)
+        lacking, _ = inversion.inversion_loss(x, target, codes, start, bright, inversion.DOSES)
+    assert lacking.argmin() == 0
+
+
+def test_the_loss_of_several_doses_is_the_sum_of_each(bright, x):
+    codes = inverted(x, bright).codes
+    target, start = bright.classifier(x), codes.w1.clone()
+    whole, drawn = inversion.inversion_loss(x, target, codes, start, bright, inversion.DOSES)
+    each = [
+        inversion.inversion_loss(x, target, codes, start, bright, (d,)) for d in inversion.DOSES
+    ]
+    torch.testing.assert_close(whole, sum(loss for loss, _ in each), atol=1e-4, rtol=1e-5)
+    assert drawn.shape == (1 + len(inversion.DOSES), 2, 1, 32, 32)
+
+
+def test_a_dose_beyond_one_is_shortened_to_one_and_others_are_kept():
+    z2 = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    torch.testing.assert_close(inversion.within(z2), torch.tensor([[0.6, 0.8], [0.3, 0.4]]))
+
+
+def test_a_path_draws_each_dose_once(bright, x):
+    found, drawn = inverted(x, bright), []
+    bright.generator.register_forward_hook(lambda *a: drawn.append(len(a[2])))
+    path = Path(found, bright.generator)
+    first = path(torch.tensor([0.0, 0.1, 0.1, 1.0]))
+    again = path(torch.tensor([0.1, 0.0]))
+    assert drawn == [1]  # 0 and 1 are known from the inversion
+    assert torch.equal(again, first[[1, 0]])
+    torch.testing.assert_close(first[:1], found.walks[:1, 0])
+
+
+def test_several_images_codes_are_joined_under_the_first_ones_noise(bright, x):
+    one, two = inverted(x, bright).codes.best, inverted(-x, bright).codes.best
+    both = Codes.together([one, two])
+    assert torch.equal(both.w1, torch.cat([one.w1, two.w1])) and both.noise is one.noise
+    torch.testing.assert_close(both.u, torch.cat([one.u, two.u]))
