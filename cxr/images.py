@@ -66,7 +66,8 @@ def _pixels(path: Path) -> np.ndarray:
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise CxrError("contains NaN or infinite values; export it again")
     except CxrError as refusal:
-        raise CxrError(f"{path}: {refusal}") from None
+        reason = " ".join(str(refusal).split())[:300]  # a header may hold line breaks
+        raise CxrError(f"{path}: {reason}") from None
     return pixels
 
 
