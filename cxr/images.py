@@ -255,17 +255,28 @@ def _read_picture(path: Path) -> np.ndarray:
                 if _sixteen_bit_colour(path):
                     return _deep_png(path)
             white_is_zero = getattr(file, "tag_v2", {}).get(262) == 0
-            picture = ImageOps.exif_transpose(file)
+            ImageOps.exif_transpose(file, in_place=True)
+            picture = file
         if picture.mode.startswith("I") or picture.mode == "F":  # convert("L") would clip these
-            pixels = np.array(picture)
+            pixels = np.asarray(picture)
             return pixels.max() - pixels if white_is_zero else pixels
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-            picture = Image.alpha_composite(black, picture)
-        if picture.mode not in ("1", "L"):
-            picture = picture.convert("RGB")  # the only way from CMYK and Lab to grey
-        return np.array(picture.convert("L"))
+        return np.asarray(
+            picture if picture.mode == "L" and not picture.has_transparency_data else _luma(picture)
+        )
+
+
+def _luma(picture: Image.Image) -> Image.Image:
+    """Grey, transparency black; by bands of rows, as each step makes a copy."""
+    grey = Image.new("L", picture.size)
+    for top in range(0, picture.height, 256):
+        band = picture.crop((0, top, picture.width, min(top + 256, picture.height)))
+        if band.has_transparency_data:
+            band = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", band.size, (0, 0, 0, 255)), band)
+        if band.mode not in ("1", "L"):
+            band = band.convert("RGB")  # the only way from CMYK and Lab to grey
+        grey.paste(band.convert("L"), (0, top))
+    return grey
 
 
 def _check_end(path: Path) -> None:
