@@ -45,6 +45,13 @@ def histogram(places: np.ndarray, size: int) -> np.ndarray:
     return counts
 
 
+def decoded_bytes(path: Path) -> int:
+    """Bytes of the pixels that the header tells; raises what a damaged file raises."""
+    header = _open(path, stop_before_pixels=True)
+    samples = int(header.get("SamplesPerPixel") or 1)
+    return header.Rows * header.Columns * samples * header.BitsAllocated // 8
+
+
 def spacing(path: Path) -> list[float] | None:
     """Millimetres [vertical, horizontal] between pixels of the file as stored, if it says so."""
     return _spacing(_open(path, stop_before_pixels=True))
