@@ -182,7 +182,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
     if as_json:
         console.print_json(results)
     status = 1 if failed else status
-    if failed:
+    if failed and len(paths) > 1:
         names = ", ".join(f"{path.name} ({why})" for path, why in failed)
         count = f"{len(results) - len(failed)} of {len(paths)} explained"
         console.say(f"{count}; {len(failed)} failed: {names}")
