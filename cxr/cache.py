@@ -4,17 +4,22 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import uuid
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
-from cxr import CxrError, console, images
+from cxr import CxrError, console, dicom, images
 
-THREADS = 4  # whatever the number of cores: each may hold half a gigabyte for a large film
+THREADS = 4
+BUDGET = 2**29  # bytes that all decoders together may need, whatever the number of cores
 CACHE_VERSION = 2  # raise it whenever images.load gives other pixels for the same file
 
 
@@ -117,11 +122,12 @@ def _decode_into(file: BinaryIO, paths: Sequence[str], size: int, fit: str) -> d
 
     def decode(path: str) -> np.ndarray | str:
         try:
-            return images.load(path, size, fit)
+            with room.taken(_bytes_needed(path)):
+                return images.load(path, size, fit)
         except Exception as error:  # noqa: BLE001 - MemoryError, too: one file ends no folder
             return str(error) if isinstance(error, CxrError) else f"{path}: {error!r}"
 
-    bad = {}
+    bad, room = {}, _Room(BUDGET)
     _npy_header(file, len(paths), size)
     # Threads, not processes: PIL decodes outside the GIL, and torch may be loaded already.
     with ThreadPoolExecutor(THREADS) as pool, console.progress("decoding", len(paths)) as bar:
@@ -136,6 +142,43 @@ def _decode_into(file: BinaryIO, paths: Sequence[str], size: int, fit: str) -> d
     file.seek(0)
     _npy_header(file, len(paths) - len(bad), size)
     return bad
+
+
+class _Room:
+    """Memory shared by threads: each waits until what it needs is free."""
+
+    def __init__(self, size: int):
+        self.size = self.free = size
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, need: int) -> Iterator[None]:
+        """Holds `need` bytes; who needs more than there are takes all, and so works alone."""
+        need = min(need, self.size)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= need)
+            self.free -= need
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += need
+                self.changed.notify_all()
+
+
+def _bytes_needed(path: str) -> int:
+    """Four times the decoded size that the header tells, or all there is where it tells none."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        return 0
+    with warnings.catch_warnings(), suppress(Exception):  # DICOM, or damaged: decoding will say
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=images.FORMATS) as file:
+            depth = 4 if file.mode == "F" or file.mode.startswith("I") else len(file.getbands())
+            return 4 * depth * file.width * file.height
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        return 4 * dicom.decoded_bytes(Path(path))
+    return BUDGET
 
 
 def _npy_header(file: BinaryIO, count: int, size: int) -> None:

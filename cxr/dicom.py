@@ -29,12 +29,27 @@ def read(path: Path, check_size: Callable[[int, int], None]) -> tuple:
     if inverted:
         table = 255 - table if final else -table
     padding = _padding(values, dataset)
-    counts = np.bincount(places.ravel(), minlength=len(values))
+    counts = histogram(places, len(values))
     counts[padding] = 0
     if not counts.any():
         raise CxrError("every pixel is padding; this is no X-ray")
     table[padding] = 0 if final else np.nan
     return places, table, None if final else counts, _aspect(dataset), notes
+
+
+def histogram(places: np.ndarray, size: int) -> np.ndarray:
+    """How often each of 0 ... size - 1 stands in [H, W]; by bands, as bincount copies to int64."""
+    counts = np.zeros(size, np.int64)
+    for start in range(0, len(places), 256):
+        counts += np.bincount(places[start : start + 256].ravel(), minlength=size)
+    return counts
+
+
+def decoded_bytes(path: Path) -> int:
+    """Bytes of the pixels that the header tells; raises what a damaged file raises."""
+    header = _open(path, stop_before_pixels=True)
+    samples = int(header.get("SamplesPerPixel") or 1)
+    return header.Rows * header.Columns * samples * header.BitsAllocated // 8
 
 
 def spacing(path: Path) -> list[float] | None:
@@ -148,7 +163,8 @@ def _stored(dataset) -> np.ndarray:
     bits = pixels.dtype.itemsize * 8
     extra = bits - int(dataset.get("BitsStored") or bits)
     if pixels.dtype.kind in "iu" and 0 < extra < bits and kind != "PALETTE COLOR":
-        pixels = (pixels << extra) >> extra  # overlays or junk may lie in the high bits
+        pixels = pixels << extra
+        pixels >>= extra  # overlays or junk may lie in the high bits
     return pixels
 
 
@@ -191,7 +207,7 @@ def _grey(places: np.ndarray, values: np.ndarray, dataset) -> tuple[np.ndarray, 
     ):
         return plain, [f"its window of width {widths[0]:g} is not used"], False
     shown = apply_voi_lut(apply_modality_lut(values, dataset), dataset).astype(np.float64)
-    counts = np.bincount(places.ravel(), minlength=len(values)) * ~_padding(values, dataset)
+    counts = histogram(places, len(values)) * ~_padding(values, dataset)
     ends = (shown == shown.min()) | (shown == shown.max())
     if counts[ends].sum() >= CLIPPED * counts.sum() and (counts > 0).sum() > 2:
         return plain, ["its window clips nearly every pixel and is not used"], False

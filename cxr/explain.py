@@ -72,6 +72,7 @@ def explain(
     with timer("measure"):
         named = str(image) if isinstance(image, (str, Path)) else None
         numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
+        numbers["pixel_spacing"] = images.pixel_spacing(image) if named else None
         numbers["warnings"] = doubts(numbers, model)
     return Explanation(**vars(traversal), maps=maps, numbers=numbers)
 

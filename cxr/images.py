@@ -48,13 +48,35 @@ def read(path: str | Path) -> np.ndarray:
     Raises CxrError, one line that begins with the path, for anything else: no such file, a folder,
     an empty, damaged, constant, tiny, huge or multi-frame image, NaN or infinite values.
     """
-    path = Path(path)
+    pixels, low, high = _read_stored(Path(path))
+    return _unit(pixels, low, high)
+
+
+def _read_stored(path: Path) -> tuple[np.ndarray, float, float]:
+    """(pixels [H, W] of the file's own type, the value of black, that of white)."""
     pixels = _pixels(path)
     if pixels.min() == pixels.max():
         raise CxrError(f"{path}: every pixel has the same value; this is no X-ray")
     if pixels.dtype == np.uint8:
-        return np.float32(pixels) / 255
-    return pixels if _is_dicom(path) else _scale(pixels, *_range(pixels))
+        return pixels, 0, 255
+    if _is_dicom(path):
+        return pixels, 0, 1
+    if pixels.dtype != np.uint16:
+        return pixels, *_range(pixels)
+    counts = dicom.histogram(pixels, 2**16)
+    values = np.flatnonzero(counts)
+    return pixels, *_range(values, counts[values])
+
+
+def _unit(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Float32 with `low` at 0 and `high` at 1."""
+    if pixels.dtype == np.uint8:
+        unit = pixels.astype(np.float32)
+        unit /= 255
+        return unit
+    if pixels.dtype == np.float32 and (low, high) == (0, 1):
+        return pixels.clip(0, 1)
+    return _scale(pixels, low, high)
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -90,16 +112,25 @@ def square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
     """
     height, width = image.shape
     if fit == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        image = image[top : top + side, left : left + side]
+        image = _central_square(image)
     elif fit == "pad":
         side = max(height, width)
         tall, wide = side - height, side - width
         image = np.pad(image, ((tall // 2, tall - tall // 2), (wide // 2, wide - wide // 2)))
     else:
         raise UsageError(f"fit is 'crop' or 'pad', not {fit!r}")
-    return np.uint8(np.rint(255 * resize(image, size).clip(0, 1)))
+    return _bytes(resize(image, size))
+
+
+def _bytes(unit: np.ndarray) -> np.ndarray:
+    return np.uint8(np.rint(255 * unit.clip(0, 1)))
+
+
+def _central_square(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -109,8 +140,21 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def load(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
-    """`read`, then `square`: file -> uint8 [size, size]. Raises CxrError."""
-    return square(read(path), size, fit)
+    """`read`, then `square`: file -> uint8 [size, size]. Raises CxrError.
+
+    Cropped and made narrow by bands of rows, as a whole film in float32 needs much memory; the
+    result is the same, as the filter works on the rows first and then on the columns.
+    """
+    pixels, low, high = _read_stored(Path(path))
+    if fit != "crop":
+        return square(_unit(pixels, low, high), size, fit)
+    pixels = _central_square(pixels)
+    narrow = np.empty((len(pixels), size), np.float32)
+    for start in range(0, len(pixels), 256):
+        band = Image.fromarray(np.ascontiguousarray(_unit(pixels[start : start + 256], low, high)))
+        wide = (size, band.height)
+        narrow[start : start + 256] = band.resize(wide, Image.Resampling.BICUBIC)
+    return _bytes(resize(narrow, size))
 
 
 def load_mask(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
@@ -211,17 +255,28 @@ def _read_picture(path: Path) -> np.ndarray:
                 if _sixteen_bit_colour(path):
                     return _deep_png(path)
             white_is_zero = getattr(file, "tag_v2", {}).get(262) == 0
-            picture = ImageOps.exif_transpose(file)
+            ImageOps.exif_transpose(file, in_place=True)
+            picture = file
         if picture.mode.startswith("I") or picture.mode == "F":  # convert("L") would clip these
-            pixels = np.array(picture)
+            pixels = np.asarray(picture)
             return pixels.max() - pixels if white_is_zero else pixels
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-            picture = Image.alpha_composite(black, picture)
-        if picture.mode not in ("1", "L"):
-            picture = picture.convert("RGB")  # the only way from CMYK and Lab to grey
-        return np.array(picture.convert("L"))
+        return np.asarray(
+            picture if picture.mode == "L" and not picture.has_transparency_data else _luma(picture)
+        )
+
+
+def _luma(picture: Image.Image) -> Image.Image:
+    """Grey, transparency black; by bands of rows, as each step makes a copy."""
+    grey = Image.new("L", picture.size)
+    for top in range(0, picture.height, 256):
+        band = picture.crop((0, top, picture.width, min(top + 256, picture.height)))
+        if band.has_transparency_data:
+            band = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", band.size, (0, 0, 0, 255)), band)
+        if band.mode not in ("1", "L"):
+            band = band.convert("RGB")  # the only way from CMYK and Lab to grey
+        grey.paste(band.convert("L"), (0, top))
+    return grey
 
 
 def _check_end(path: Path) -> None:

@@ -38,3 +38,25 @@ def test_whatever_one_file_raises_is_a_reason(paths, monkeypatch, error):
     monkeypatch.setattr(images, "load", fail)
     pixels, bad = cache.packed(paths, 32, "crop")
     assert len(pixels) == 1 and error.__name__ in bad[0]
+
+
+def test_decoders_together_stay_within_the_budget(paths, monkeypatch):
+    """Both files need 3/4 of the budget, so that one has to wait for the other."""
+    monkeypatch.setattr(cache, "BUDGET", 4 * 32 * 32 * 4 // 3)
+    load, at_work, most = images.load, [], []
+
+    def counted(*args):
+        at_work.append(1)
+        most.append(len(at_work))
+        result = load(*args)
+        at_work.pop()
+        return result
+
+    monkeypatch.setattr(images, "load", counted)
+    assert len(cache.packed(paths * 20, 32, "crop")[0]) == 40
+    assert max(most) == 1
+
+
+def test_a_file_larger_than_the_budget_is_still_read(paths, monkeypatch):
+    monkeypatch.setattr(cache, "BUDGET", 10)
+    assert len(cache.packed(paths, 32, "crop")[0]) == 2

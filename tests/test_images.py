@@ -600,3 +600,15 @@ def test_half_a_pixel_stream_of_a_png_is_refused(tmp_path, half):
     path = tmp_path / "x.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b""))
     refusal(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGBA", "F"])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_loading_by_bands_equals_reading_the_whole(tmp_path, mode, fit):
+    noise = np.random.default_rng(0).integers(0, 256, (600, 530, 4), np.uint8)
+    pixels = {"L": noise[..., 0], "RGBA": noise, "F": np.float32(noise[..., 0])}.get(mode)
+    pixels = np.uint16(noise[..., 0]) * 200 if pixels is None else pixels
+    path = tmp_path / ("x.tif" if mode == "F" else "x.png")
+    Image.fromarray(pixels).save(path)
+    expected = images.square(images.read(path), 64, fit)
+    np.testing.assert_array_equal(images.load(path, 64, fit), expected)
