@@ -66,14 +66,16 @@ def interval(figure: dict) -> str:
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
-def table(keys, models) -> str:
+def table(keys, models, named: bool = False) -> str:
+    """A line for each of the keys, with its key in the file if `named`."""
     found = {model: numbers(model) for model in models}
     lines = ["| | " + " | ".join(f"{MODELS[model]} | n" for model in models) + " |"]
     lines.append("|---|" + "---|---|" * len(models))
     for key in keys:
         figures = [found[model][key] for model in models]
         cells = " | ".join(f"{interval(one)} | {one.get('n', '')}" for one in figures)
-        lines.append(f"| {heading(key)} | {cells} |")
+        name = f"`{key}`: " if named else ""
+        lines.append(f"| {name}{heading(key)} | {cells} |")
     return "\n".join(lines)
 
 
@@ -84,7 +86,7 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": table(HEADLINE, both),
         ROOT / "docs" / "results.md": table(RESULTS, both),
     }
-    cards = {ROOT / "weights" / f"{m}-128.md": table(numbers(m), (m,)) for m in MODELS}
+    cards = {ROOT / "weights" / f"{m}-128.md": table(numbers(m), (m,), named=True) for m in MODELS}
     return tables | cards
 
 
