@@ -1,6 +1,9 @@
 """README and docs: short, linked to what exists, and about options that exist."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ def test_relative_links_lead_to_files_that_exist(page):
 
 
 def test_every_option_of_the_readme_exists():
-    options = {o for command in cli.commands.values() for p in command.params for o in p.opts}
+    options = {o for c in cli.commands.values() for p in c.params for o in p.opts} | {"--help"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert named and named <= options
 
@@ -34,3 +37,10 @@ def test_every_option_of_the_readme_exists():
 def test_every_command_of_the_readme_exists():
     named = set(re.findall(r"^\| `([a-z-]+)", README, re.MULTILINE))
     assert named == set(cli.commands)
+
+
+def test_tables_are_what_the_script_makes_of_the_numbers():
+    script = [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(script, env=environment, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
