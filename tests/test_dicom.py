@@ -100,3 +100,34 @@ def test_a_deflated_bomb_is_refused(tmp_path):
     write_dicom(path, RAMP, syntax, PixelData=bytes(2**28 + 2**20))
     with pytest.raises(CxrError, match="unpacks to more than"):
         images.read(path)
+
+
+def test_a_sigmoid_window_bends_the_greys(tmp_path):
+    window = {"WindowCenter": 2040, "WindowWidth": 1000, "VOILUTFunction": "SIGMOID"}
+    found = read(tmp_path / "x.dcm", **window)
+    bent = 1 / (1 + np.exp(-4 * (DEEP - 2040.0) / 1000))
+    expected = (bent - bent.min()) / (bent.max() - bent.min())
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_of_several_windows_the_first_is_used(tmp_path):
+    several = read(tmp_path / "x.dcm", WindowCenter=[1000, 3000], WindowWidth=[800, 200])
+    first = read(tmp_path / "y.dcm", WindowCenter=1000, WindowWidth=800)
+    np.testing.assert_array_equal(several, first)
+
+
+def test_a_pixel_aspect_ratio_makes_pixels_square(tmp_path):
+    assert read(tmp_path / "x.dcm", PixelAspectRatio=[2, 1]).shape == (96, 64)
+
+
+def test_a_range_of_padding_is_black(tmp_path):
+    pixels = DEEP.copy()
+    pixels[:6], pixels[6:12] = 65000, 65500
+    write_dicom(tmp_path / "x.dcm", pixels)
+    dataset = pydicom.dcmread(tmp_path / "x.dcm")
+    dataset.add_new("PixelPaddingValue", "US", 65535)
+    dataset.add_new("PixelPaddingRangeLimit", "US", 65000)
+    dataset.save_as(tmp_path / "x.dcm")
+    found = images.read(tmp_path / "x.dcm")
+    assert (found[:12] == 0).all()
+    np.testing.assert_allclose(found[12:], RAMP[12:] / 255, atol=0.002)
