@@ -109,8 +109,7 @@ def traverse(
             logits = model.classifier(drawn)
     with timer("lay_over"):
         dose = max(found.codes.z2[0].norm().item(), 1e-6) if logit > 0 else 0.0
-        end = logits[:1] if logit > 0 else logits[-1:]
-        overlay = lay_over(x, path, dose, model.classifier, end - logit)
+        overlay = lay_over(x, path, dose, model.classifier, logit)
         with torch.no_grad():
             overlaid = overlay(doses)
             overlaid_logits = model.classifier(overlaid)
