@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from test_images import RAMP, refusal, write_dicom
 
 from cxr import CxrError, cache, images
-from tests.test_images import RAMP, refusal, write_dicom
 
 pydicom = pytest.importorskip("pydicom")
 DEEP = RAMP.astype(np.uint16) * 16

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from test_images import write_dicom
 
 from cxr import (
     CxrError,
@@ -19,7 +20,6 @@ from cxr import (
     inversion,
     losses,
 )
-from tests.test_images import write_dicom
 
 QUICK = {"frames": 5, "restarts": 2, "refine": 3, "device": "cpu"}
 
