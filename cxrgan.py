@@ -3,23 +3,22 @@
 Nothing heavy is imported before a command runs, so that `cxrgan --help` answers at once.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from cxr import CxrError, UsageError, __version__
+from cxr import UsageError, __version__
 from cxr.options import (
     INTERRUPTED,
     PRESETS,
     SPLITS,
     Door,
     classifier_option,
-    complain,
     data_options,
     device_option,
     example,
     fit_option,
+    gather,
     images_option,
     json_option,
     model_option,
@@ -369,19 +368,6 @@ def info(path: str | None, model: str | None) -> None:
     console.table(f"cxrgan {__version__}", ("machine", ""), facts.machine())
     if model:
         console.table(model, ("model", ""), contents)
-
-
-def gather(arguments: Sequence[str | Path]) -> tuple[list[Path], int]:
-    """The image files of files and folders, each once, and status 1 if one is not there."""
-    from cxr.images import find_images
-
-    paths, status = [], 0
-    for argument in arguments:
-        try:
-            paths += find_images(argument)
-        except CxrError as error:
-            status = complain(error)
-    return list(dict.fromkeys(paths)), status
 
 
 def report(path: Path, folder: Path, numbers: dict, replaced: bool, as_json: bool) -> None:

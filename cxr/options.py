@@ -5,8 +5,9 @@ Imports nothing heavy, so that `cxrgan --help` answers at once.
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -201,3 +202,16 @@ def training_options(out: str, batch: int, images: int) -> Callable:
         device_option,
         click.option("--resume", is_flag=True, help="Continue the run in --out."),
     )
+
+
+def gather(arguments: Sequence[str | Path]) -> tuple[list[Path], int]:
+    """The image files of files and folders, each once, and status 1 if one is not there."""
+    from cxr.images import find_images
+
+    paths, status = [], 0
+    for argument in arguments:
+        try:
+            paths += find_images(argument)
+        except CxrError as error:
+            status = complain(error)
+    return list(dict.fromkeys(paths)), status
