@@ -14,17 +14,9 @@ import click
 from cxr import CxrError
 
 PRESETS = ("tiny", "cxr32", "cxr64", "cxr128", "cxr256")
-
-
 SIZES = (32, 64, 128, 256)
-
-
 SPLITS = ("train", "val", "test", "all")
-
-
 INTERRUPTED = 130  # the status a shell gives for Ctrl-C
-
-
 FAILURES = (click.UsageError, CxrError, OSError, RuntimeError)
 
 
