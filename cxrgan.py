@@ -3,23 +3,22 @@
 Nothing heavy is imported before a command runs, so that `cxrgan --help` answers at once.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from cxr import CxrError, UsageError, __version__
+from cxr import UsageError, __version__
 from cxr.options import (
     INTERRUPTED,
     PRESETS,
     SPLITS,
     Door,
     classifier_option,
-    complain,
     data_options,
     device_option,
     example,
     fit_option,
+    gather,
     images_option,
     json_option,
     model_option,
@@ -63,7 +62,7 @@ def cli(context: click.Context) -> None:
     "--fold",
     type=click.IntRange(0, 9),
     default=0,
-    help="Which tenth of the patients is tested; the model remembers.",
+    help="Which tenth of the patients is the test set; the model file records it.",
 )
 def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     """Train a classifier on labelled X-rays.
@@ -91,13 +90,16 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
 @cli.command(epilog=example("cxrgan train-gan chest_xray --classifier runs/cnn/model.safetensors"))
 @training_options(out="runs/gan", batch=16, images=400_000)
 @click.option(
-    "--classifier", required=True, metavar="CNN", help="A model file, or FILE.py:FUNCTION."
+    "--classifier",
+    required=True,
+    metavar="CNN",
+    help="The classifier to explain: a model file, or FILE.py:FUNCTION.",
 )
 @click.option(
     "--proximity",
     type=click.FloatRange(0),
     default=0.1,
-    help="How much a dose's change costs; more of it for small data sets.",
+    help="Penalty on image change between doses; raise it for small data sets.",
 )
 def train_gan(data: str, out: str, resume: bool, **options) -> None:
     """Train the GAN that explains a classifier.
@@ -131,8 +133,13 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @shipped_model
 @classifier_option
-@click.option("--frames", type=click.IntRange(2, 200), default=17, help="Of the path.")
-@click.option("--restarts", type=click.IntRange(1, 64), default=2, help="Of the inversion.")
+@click.option("--frames", type=click.IntRange(2, 200), default=17, help="Number of frames.")
+@click.option(
+    "--restarts",
+    type=click.IntRange(1, 64),
+    default=2,
+    help="Number of starting points of the inversion.",
+)
 @refine_option
 @seed_option
 @out_option("explanation", "A folder for each image is made in it.")
@@ -174,7 +181,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
     if as_json:
         console.print_json(results)
     status = 1 if failed else status
-    if failed:
+    if failed and len(paths) > 1:
         names = ", ".join(f"{path.name} ({why})" for path, why in failed)
         count = f"{len(results) - len(failed)} of {len(paths)} explained"
         console.say(f"{count}; {len(failed)} failed: {names}")
@@ -193,11 +200,15 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 @click.argument("data", metavar="DATA")
 @model_option(required=True)
 @classifier_option
-@click.option("--split", type=click.Choice(SPLITS), default="test", help="Of the patients.")
 @click.option(
-    "--masks", metavar="FOLDER", help="Where the disease is: masks named as their images."
+    "--split", type=click.Choice(SPLITS), default="test", help="Which patients to evaluate."
 )
-@click.option("--lungs", metavar="FOLDER", help="Lung masks, named as their images.")
+@click.option(
+    "--masks", metavar="FOLDER", help="Folder of disease masks, each with the name of its image."
+)
+@click.option(
+    "--lungs", metavar="FOLDER", help="Folder of lung masks, each with the name of its image."
+)
 @click.option(
     "--oracle",
     metavar="CNN",
@@ -205,13 +216,13 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
     "file, or FILE.py:FUNCTION.",
 )
 @click.option(
-    "--limit", type=click.IntRange(1), help="How many images to explain.", show_default="all"
+    "--limit", type=click.IntRange(1), help="Number of images to explain.", show_default="all"
 )
 @refine_option
 @data_options
 @seed_option
 @out_option("evaluation", "The folder for evaluation.json, evaluation.md and figures/.")
-@click.option("--resume", is_flag=True, help="Go on with the evaluation that --out holds.")
+@click.option("--resume", is_flag=True, help="Continue the evaluation in --out.")
 @device_option
 @json_option
 @click.pass_context
@@ -234,7 +245,7 @@ def evaluate(context, data: str, model: str, split: str, out: str, as_json: bool
 
 @cli.command(epilog=example("cxrgan evaluate-phantoms --out runs/protocol"))
 @size_option(default=32)
-@images_option(64_000, 16, "How many images the training of each GAN sees.")
+@images_option(64_000, 16, "Number of images that the training of each GAN sees.")
 @seed_option
 @out_option("runs/protocol", "The folder for data, models and evaluation.json.")
 @device_option
@@ -263,7 +274,7 @@ def evaluate_phantoms(
 @cli.command(epilog=example("cxrgan sample --model runs/gan/model.safetensors --images 12"))
 @shipped_model
 @out_option("sample.png", "The sheet: a row for each pair of lungs, healthy to diseased.")
-@images_option(8, 1, "How many pairs of lungs.")
+@images_option(8, 1, "Number of pairs of lungs.")
 @seed_option
 @device_option
 def sample(model: str | None, out: str, images: int, seed: int, device: str) -> None:
@@ -286,7 +297,7 @@ def sample(model: str | None, out: str, images: int, seed: int, device: str) -> 
 
 @cli.command(epilog=example("cxrgan phantoms phantoms/ --images 2000 --shortcut 0.9"))
 @click.argument("out", metavar="OUT")
-@images_option(1000, 2, "How many, half of them diseased.")
+@images_option(1000, 2, "Number of phantoms, half of them diseased.")
 @size_option(default=64)
 @seed_option
 @click.option(
@@ -319,14 +330,14 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
     "presets",
     multiple=True,
     type=click.Choice(PRESETS),
-    help="Whose shapes and networks; may be repeated.  [default: cxr64, cxr128; on a GPU cxr256, too]",
+    help="Size of the networks to measure; may be repeated.  [default: cxr64, cxr128; on a GPU cxr256, too]",
 )
 @click.option("--batch", type=click.IntRange(16), default=32, help="Images in a batch of the GAN.")
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
-    help="Spent on each operation and shape.",
+    help="Seconds to spend on each operation and shape.",
 )
 @device_option
 @out_option("benchmarks/bench.json", "The JSON file.")
@@ -346,7 +357,7 @@ def bench(
 
 @cli.command(epilog=example("cxrgan info", "cxrgan info runs/gan/model.safetensors"))
 @click.argument("path", metavar="[MODEL]", required=False)
-@model_option("The same as the argument.")
+@model_option("The same as the argument MODEL.")
 def info(path: str | None, model: str | None) -> None:
     """Show the machine and, with MODEL, what is in a model file."""
     from cxr import checkpoints, console
@@ -357,19 +368,6 @@ def info(path: str | None, model: str | None) -> None:
     console.table(f"cxrgan {__version__}", ("machine", ""), facts.machine())
     if model:
         console.table(model, ("model", ""), contents)
-
-
-def gather(arguments: Sequence[str | Path]) -> tuple[list[Path], int]:
-    """The image files of files and folders, each once, and status 1 if one is not there."""
-    from cxr.images import find_images
-
-    paths, status = [], 0
-    for argument in arguments:
-        try:
-            paths += find_images(argument)
-        except CxrError as error:
-            status = complain(error)
-    return list(dict.fromkeys(paths)), status
 
 
 def report(path: Path, folder: Path, numbers: dict, replaced: bool, as_json: bool) -> None:

@@ -47,13 +47,20 @@ setup(
         "imageio",
         "ninja",
         "pillow>=10.1",
+        "pypng",
     ],
     extras_require={
         "test": [
             *("pytest", "ruff", "coverage", "captum", "setuptools>=70.1"),
             *("scikit-learn", "scikit-image"),
         ],
-        "dicom": ["pydicom>=3"],
+        "dicom": [
+            "pydicom>=3",
+            "pylibjpeg",
+            "pylibjpeg-libjpeg",
+            "pylibjpeg-openjpeg",
+            "pyjpegls",
+        ],
         "plots": ["matplotlib>=3.7"],
     },
     entry_points={"console_scripts": ["cxrgan=cxrgan:main"]},

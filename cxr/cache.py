@@ -4,17 +4,23 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import uuid
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
-from cxr import CxrError, console, images
+from cxr import CxrError, console, dicom, images
 
-CACHE_VERSION = 1  # raise it whenever images.load gives other pixels for the same file
+THREADS = 4
+BUDGET = 2**29  # bytes that all decoders together may need, whatever the number of cores
+CACHE_VERSION = 2  # raise it whenever images.load gives other pixels for the same file
 
 
 def packed(paths: Sequence[str], size: int, fit: str) -> tuple[np.ndarray, dict[int, str]]:
@@ -23,7 +29,13 @@ def packed(paths: Sequence[str], size: int, fit: str) -> tuple[np.ndarray, dict[
     for folder in cache_folders():
         try:
             return _read_entry(folder, key, len(paths), size)
-        except (OSError, EOFError, ValueError, TypeError):  # absent, or damaged: build it anew
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            TypeError,
+            LookupError,
+        ):  # absent, or damaged: build it anew
             continue
     return _build_entry(_writable_cache(), key, paths, size, fit)
 
@@ -60,13 +72,23 @@ def _writable_cache() -> Path:
 
 def _read_entry(folder: Path, key: str, count: int, size: int) -> tuple[np.ndarray, dict[int, str]]:
     """A cache entry; OSError if there is none, EOFError, ValueError or TypeError if damaged."""
-    bad = {
-        int(row): str(reason) for row, reason in json.loads((folder / f"{key}.json").read_text())
-    }
+    listed = json.loads((folder / f"{key}.json").read_text())
+    bad = {int(row): str(reason) for row, reason in listed["bad"]}
     pixels = np.load(folder / f"{key}.npy", mmap_mode="r")
     if pixels.shape != (count - len(bad), size, size) or pixels.dtype != np.uint8:
         raise ValueError("the array is not the one that was listed")
+    if _digest(pixels) != listed["digest"]:
+        console.warn(f"{folder / key}.npy: its content has changed; decoding the images again")
+        raise ValueError("its digest is another")
     return pixels, bad
+
+
+def _digest(pixels: np.ndarray) -> str:
+    """Of the array's content; in pieces, as it may be larger than memory."""
+    found = hashlib.sha256()
+    for start in range(0, len(pixels), 256):
+        found.update(np.ascontiguousarray(pixels[start : start + 256]))
+    return found.hexdigest()
 
 
 def _build_entry(
@@ -83,7 +105,7 @@ def _build_entry(
             bad = _decode_into(file, paths, size, fit)
         pixels = np.load(own, mmap_mode="r")  # stays this file, whoever renames another over it
         os.replace(own, folder / f"{key}.npy")
-        own.write_text(json.dumps(list(bad.items())))
+        own.write_text(json.dumps({"bad": list(bad.items()), "digest": _digest(pixels)}))
         os.replace(own, folder / f"{key}.json")
     except OSError as error:
         raise CxrError(
@@ -100,14 +122,15 @@ def _decode_into(file: BinaryIO, paths: Sequence[str], size: int, fit: str) -> d
 
     def decode(path: str) -> np.ndarray | str:
         try:
-            return images.load(path, size, fit)
-        except (CxrError, OSError) as error:
-            return str(error)
+            with room.taken(_bytes_needed(path)):
+                return images.load(path, size, fit)
+        except Exception as error:  # noqa: BLE001 - MemoryError, too: one file ends no folder
+            return str(error) if isinstance(error, CxrError) else f"{path}: {error!r}"
 
-    bad = {}
+    bad, room = {}, _Room(BUDGET)
     _npy_header(file, len(paths), size)
     # Threads, not processes: PIL decodes outside the GIL, and torch may be loaded already.
-    with ThreadPoolExecutor() as pool, console.progress("decoding", len(paths)) as bar:
+    with ThreadPoolExecutor(THREADS) as pool, console.progress("decoding", len(paths)) as bar:
         for row, result in enumerate(pool.map(decode, paths)):
             if isinstance(result, str):
                 bad[row] = result
@@ -119,6 +142,43 @@ def _decode_into(file: BinaryIO, paths: Sequence[str], size: int, fit: str) -> d
     file.seek(0)
     _npy_header(file, len(paths) - len(bad), size)
     return bad
+
+
+class _Room:
+    """Memory shared by threads: each waits until what it needs is free."""
+
+    def __init__(self, size: int):
+        self.size = self.free = size
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, need: int) -> Iterator[None]:
+        """Holds `need` bytes; who needs more than there are takes all, and so works alone."""
+        need = min(need, self.size)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= need)
+            self.free -= need
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += need
+                self.changed.notify_all()
+
+
+def _bytes_needed(path: str) -> int:
+    """Four times the decoded size that the header tells, or all there is where it tells none."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        return 0
+    with warnings.catch_warnings(), suppress(Exception):  # DICOM, or damaged: decoding will say
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=images.FORMATS) as file:
+            depth = 4 if file.mode == "F" or file.mode.startswith("I") else len(file.getbands())
+            return 4 * depth * file.width * file.height
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        return 4 * dicom.decoded_bytes(Path(path))
+    return BUDGET
 
 
 def _npy_header(file: BinaryIO, count: int, size: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from cxr import CxrError, UsageError, cache, console, images
 from cxr.patients import SPLITS, patient_of, split_of
 
+PATIENT_COLUMNS = {"patient", "patientid", "patientkey", "subject", "subjectid", "sub"}
 NEGATIVE_NAMES = {"normal", "negative", "nofinding", "healthy", "control", "0"}
 
 
@@ -192,7 +193,7 @@ def _csv_lines(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
-            header = [name.strip().lower() for name in next(reader, [])]
+            header = [_column(name) for name in next(reader, [])]
             if missing := [name for name in ("path", "label") if name not in header]:
                 raise CxrError(
                     f"{table}: the first line lacks the column {' and '.join(missing)}; it must "
@@ -203,6 +204,12 @@ def _csv_lines(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 yield reader.line_num, dict(zip(header, cells))
     except (csv.Error, UnicodeDecodeError) as error:
         raise CxrError(f"{table}: not a CSV file in UTF-8 ({error})") from None
+
+
+def _column(name: str) -> str:
+    """A column's name as we call it: `patient` under its usual names, others in small letters."""
+    name = name.strip().lower()
+    return "patient" if re.sub(r"[\W_]", "", name) in PATIENT_COLUMNS else name
 
 
 def _negative_class(classes: Sequence[str], negative: str | None) -> str:

@@ -72,6 +72,7 @@ def explain(
     with timer("measure"):
         named = str(image) if isinstance(image, (str, Path)) else None
         numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
+        numbers["pixel_spacing"] = images.pixel_spacing(image) if named else None
         numbers["warnings"] = doubts(numbers, model)
     return Explanation(**vars(traversal), maps=maps, numbers=numbers)
 
@@ -108,8 +109,7 @@ def traverse(
             logits = model.classifier(drawn)
     with timer("lay_over"):
         dose = max(found.codes.z2[0].norm().item(), 1e-6) if logit > 0 else 0.0
-        end = logits[:1] if logit > 0 else logits[-1:]
-        overlay = lay_over(x, path, dose, model.classifier, end - logit)
+        overlay = lay_over(x, path, dose, model.classifier, logit)
         with torch.no_grad():
             overlaid = overlay(doses)
             overlaid_logits = model.classifier(overlaid)

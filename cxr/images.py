@@ -1,22 +1,34 @@
 """Read an X-ray file of nearly any kind as one greyscale picture; write PNG and GIF."""
 
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
+import png
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from cxr import CxrError, UsageError
+from cxr import CxrError, UsageError, console, dicom
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
     *(".dcm", ".dicom"),
 )
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # not EPS and its like: they run programs
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "JPEG2000",
+)  # not EPS and its like: they run programs
+LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R 601
 MIN_SIDE = 16  # pixels; smaller files are icons
 MAX_PIXELS = 2**26  # 8192 x 8192, four times the largest detectors: beyond is a decompression bomb
 
@@ -30,29 +42,65 @@ def read(path: str | Path) -> np.ndarray:
 
     8-bit files give value / 255. Deeper files and DICOM do not say reliably how much of their range
     is in use (10, 12 or 14 bits of 16), so their 0.1 and 99.9 percentiles become 0 and 1: minimum
-    and maximum would leave a picture grey for the sake of one hot pixel or a burnt-in marker.
-    Colour files of 16 bits a channel are read to their upper 8.
+    and maximum would leave a picture grey for the sake of one hot pixel. A burnt-in marker of up to
+    1% of the area, far brighter or darker than the rest, is left out of this.
 
     Raises CxrError, one line that begins with the path, for anything else: no such file, a folder,
     an empty, damaged, constant, tiny, huge or multi-frame image, NaN or infinite values.
     """
-    pixels = _pixels(Path(path))
+    pixels, low, high = _read_stored(Path(path))
+    return _unit(pixels, low, high)
+
+
+def _read_stored(path: Path) -> tuple[np.ndarray, float, float]:
+    """(pixels [H, W] of the file's own type, the value of black, that of white)."""
+    pixels = _pixels(path)
     if pixels.min() == pixels.max():
         raise CxrError(f"{path}: every pixel has the same value; this is no X-ray")
-    return np.float32(pixels) / 255 if pixels.dtype == np.uint8 else _stretch(pixels)
+    if pixels.dtype == np.uint8:
+        return pixels, 0, 255
+    if _is_dicom(path):
+        return pixels, 0, 1
+    if pixels.dtype != np.uint16:
+        return pixels, *_range(pixels)
+    counts = dicom.histogram(pixels, 2**16)
+    values = np.flatnonzero(counts)
+    return pixels, *_range(values, counts[values])
+
+
+def _unit(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Float32 with `low` at 0 and `high` at 1."""
+    if pixels.dtype == np.uint8:
+        unit = pixels.astype(np.float32)
+        unit /= 255
+        return unit
+    if pixels.dtype == np.float32 and (low, high) == (0, 1):
+        return pixels.clip(0, 1)
+    return _scale(pixels, low, high)
 
 
 def _pixels(path: Path) -> np.ndarray:
-    """The pixels [H, W] of a file as they are; raises CxrError."""
+    """The pixels [H, W] of a file, of DICOM already in [0, 1] as float32; raises CxrError."""
     try:
         with warnings.catch_warnings():  # either refused below in our own words, or harmless
             warnings.filterwarnings("ignore", module="PIL|pydicom")
             pixels = _read_dicom(path) if _is_dicom(path) else _read_picture(path)
-        if not np.isfinite(pixels).all():
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise CxrError("contains NaN or infinite values; export it again")
     except CxrError as refusal:
-        raise CxrError(f"{path}: {refusal}") from None
+        reason = " ".join(str(refusal).split())[:300]  # a header may hold line breaks
+        raise CxrError(f"{path}: {reason}") from None
     return pixels
+
+
+def pixel_spacing(path: str | Path) -> list[float] | None:
+    """Millimetres [vertical, horizontal] between the pixels as a DICOM file stores them, None where
+    the file is no DICOM or does not say. Raises CxrError."""
+    path = Path(path)
+    if not _is_dicom(path):
+        return None
+    with _decoding("DICOM"):
+        return dicom.spacing(path)
 
 
 def square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
@@ -64,16 +112,25 @@ def square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
     """
     height, width = image.shape
     if fit == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        image = image[top : top + side, left : left + side]
+        image = _central_square(image)
     elif fit == "pad":
         side = max(height, width)
         tall, wide = side - height, side - width
         image = np.pad(image, ((tall // 2, tall - tall // 2), (wide // 2, wide - wide // 2)))
     else:
         raise UsageError(f"fit is 'crop' or 'pad', not {fit!r}")
-    return np.uint8(np.rint(255 * resize(image, size).clip(0, 1)))
+    return _bytes(resize(image, size))
+
+
+def _bytes(unit: np.ndarray) -> np.ndarray:
+    return np.uint8(np.rint(255 * unit.clip(0, 1)))
+
+
+def _central_square(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -83,8 +140,21 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def load(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
-    """`read`, then `square`: file -> uint8 [size, size]. Raises CxrError."""
-    return square(read(path), size, fit)
+    """`read`, then `square`: file -> uint8 [size, size]. Raises CxrError.
+
+    Cropped and made narrow by bands of rows, as a whole film in float32 needs much memory; the
+    result is the same, as the filter works on the rows first and then on the columns.
+    """
+    pixels, low, high = _read_stored(Path(path))
+    if fit != "crop":
+        return square(_unit(pixels, low, high), size, fit)
+    pixels = _central_square(pixels)
+    narrow = np.empty((len(pixels), size), np.float32)
+    for start in range(0, len(pixels), 256):
+        band = Image.fromarray(np.ascontiguousarray(_unit(pixels[start : start + 256], low, high)))
+        wide = (size, band.height)
+        narrow[start : start + 256] = band.resize(wide, Image.Resampling.BICUBIC)
+    return _bytes(resize(narrow, size))
 
 
 def load_mask(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
@@ -147,7 +217,10 @@ def _is_dicom(path: Path) -> bool:
         raise CxrError(f"cannot be opened: {error.strerror}") from None
     if not head:
         raise CxrError("the file is empty (0 bytes)")
-    return head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+    bare = (
+        head[:2] in (b"\x02\0", b"\x08\0") and head[3:4] == b"\0"
+    )  # its first element, no preamble
+    return head[128:] == b"DICM" or bare or path.suffix.lower() in (".dcm", ".dicom")
 
 
 @contextmanager
@@ -161,7 +234,9 @@ def _decoding(kinds: str) -> Iterator[None]:
         raise CxrError(f"has more than {MAX_PIXELS:,} pixels; make it smaller") from None
     except UnidentifiedImageError:
         raise CxrError(f"not an image, or a damaged one; {kinds} can be read") from None
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a decoder in Rust panics with one of its own
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise CxrError(f"damaged or cut short, export it again ({reason})") from error
 
@@ -175,51 +250,100 @@ def _read_picture(path: Path) -> np.ndarray:
             # A camera's MPO is a JPEG with a preview behind it, not a film.
             if file.format != "MPO":
                 _check_frames(getattr(file, "n_frames", 1))
+            if file.format == "PNG":
+                _check_end(path)
+                if _sixteen_bit_colour(path):
+                    return _deep_png(path)
             white_is_zero = getattr(file, "tag_v2", {}).get(262) == 0
-            picture = ImageOps.exif_transpose(file)
+            ImageOps.exif_transpose(file, in_place=True)
+            picture = file
         if picture.mode.startswith("I") or picture.mode == "F":  # convert("L") would clip these
-            pixels = np.array(picture)
-            return -pixels.astype(np.float64) if white_is_zero else pixels
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-            picture = Image.alpha_composite(black, picture)
-        if picture.mode not in ("1", "L"):
-            picture = picture.convert("RGB")  # the only way from CMYK and Lab to grey
-        return np.array(picture.convert("L"))
+            pixels = np.asarray(picture)
+            return pixels.max() - pixels if white_is_zero else pixels
+        return np.asarray(
+            picture if picture.mode == "L" and not picture.has_transparency_data else _luma(picture)
+        )
+
+
+def _luma(picture: Image.Image) -> Image.Image:
+    """Grey, transparency black; by bands of rows, as each step makes a copy."""
+    grey = Image.new("L", picture.size)
+    for top in range(0, picture.height, 256):
+        band = picture.crop((0, top, picture.width, min(top + 256, picture.height)))
+        if band.has_transparency_data:
+            band = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", band.size, (0, 0, 0, 255)), band)
+        if band.mode not in ("1", "L"):
+            band = band.convert("RGB")  # the only way from CMYK and Lab to grey
+        grey.paste(band.convert("L"), (0, top))
+    return grey
+
+
+def _check_end(path: Path) -> None:
+    """Half a PNG may decode: what was to follow is then black. Its pixel stream has to end."""
+    with path.open("rb") as file:
+        file.seek(8)
+        packer, got, whole = zlib.decompressobj(), 0, 0
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"IHDR":
+                width, height, bits, colour, *_, interlaced = struct.unpack(
+                    ">IIBBBBB", file.read(13)
+                )
+                channels = {2: 3, 4: 2, 6: 4}.get(colour, 1)
+                whole = 0 if interlaced else height * (1 + (width * bits * channels + 7) // 8)
+                file.seek(4, os.SEEK_CUR)
+                continue
+            if kind != b"IDAT":
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            data = file.read(length)
+            while data and not packer.eof:
+                got += len(packer.decompress(data, 1 << 20))
+                data = packer.unconsumed_tail
+            file.seek(4, os.SEEK_CUR)
+        if not packer.eof or got < whole:
+            raise CxrError("damaged or cut short, export it again (its pixel data do not end)")
+
+
+def _sixteen_bit_colour(path: Path) -> bool:
+    """Pillow reads only the upper 8 bits of these PNG files."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    return head[24] == 16 and head[25] in (2, 4, 6)  # colour, grey with alpha, colour with alpha
+
+
+def _deep_png(path: Path) -> np.ndarray:
+    """uint16 [H, W] of a PNG of 16 bits a channel: luma, transparency black."""
+    with path.open("rb") as file:
+        width, height, rows, info = png.Reader(file=file).read()
+        grey = np.empty((height, width), np.uint16)
+        for y, row in enumerate(rows):
+            pixels = np.asarray(row, np.float32).reshape(width, info["planes"])
+            line = pixels[:, 0] if info["greyscale"] else pixels[:, :3] @ LUMA
+            grey[y] = np.rint(line * pixels[:, -1] / 65535 if info["alpha"] else line)
+    return grey
 
 
 def _read_dicom(path: Path) -> np.ndarray:
-    """Float64 [H, W], in the units of the VOI LUT, larger is brighter."""
-    try:
-        import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
-    except ImportError:
-        raise CxrError("reading DICOM needs pydicom: pip install 'cxrgan[dicom]'") from None
+    """Float32 [H, W] in [0, 1], its pixels made square."""
     with _decoding("DICOM"):
-        try:
-            dataset = pydicom.dcmread(path)
-        except pydicom.errors.InvalidDicomError:
-            raise CxrError("its name says DICOM, its content does not") from None
-        if "PixelData" not in dataset:
-            raise CxrError("this DICOM file holds no image")
-        _check_size(dataset.Columns, dataset.Rows)
-        _check_frames(int(dataset.get("NumberOfFrames") or 1))
-        kind = dataset.PhotometricInterpretation
-        if kind not in ("MONOCHROME1", "MONOCHROME2"):
-            raise CxrError(f"colour DICOM ({kind}) is no radiograph; export a greyscale one")
-        try:
-            pixels = dataset.pixel_array
-        except RuntimeError as error:
-            if "missing dependencies" not in str(error):
-                raise
-            raise CxrError(
-                f"{dataset.file_meta.TransferSyntaxUID.name} needs another decoder:"
-                " pip install 'pylibjpeg[all]', or save it uncompressed"
-            ) from None
-        pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
-    pixels = pixels.astype(np.float64)
-    return -pixels if kind == "MONOCHROME1" else pixels
+        places, table, counts, aspect, notes = dicom.read(path, _check_size)
+        if counts is None:
+            pixels = np.float32(table / 255)[places]
+        else:
+            used = counts > 0
+            low, high = _range(table[used], counts[used])
+            pixels = np.nan_to_num(_scale(table, low, high), nan=0.0)[places]
+        for note in notes:
+            console.warn(f"{path}: {note}")
+        if abs(aspect - 1) < 0.01:
+            return pixels
+        height, width = pixels.shape
+        tall, wide = max(1, round(height * max(aspect, 1))), max(1, round(width / min(aspect, 1)))
+        _check_size(wide, tall)
+        picture = Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BICUBIC)
+        return np.array(picture).clip(0, 1)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -234,9 +358,40 @@ def _check_frames(count: int) -> None:
         raise CxrError(f"holds {count} frames or pages; save the one to look at on its own")
 
 
-def _stretch(pixels: np.ndarray) -> np.ndarray:
-    pixels = pixels.astype(np.float64)
-    low, high = np.percentile(pixels, (0.1, 99.9))
+def _range(pixels: np.ndarray, counts: np.ndarray | None = None) -> tuple[float, float]:
+    """The values that become black and white: the 0.1 and 99.9 percentiles.
+
+    `counts` says how often each of `pixels` stands. What lies further from the central 97.8% than
+    half their range is a marker, and the percentiles are those of the others.
+    """
+    low, first, last, high = _percentiles(pixels, counts, (0.1, 1.1, 98.9, 99.9))
+    room = (last - first) / 2
+    if first < last and (low < first - room or high > last + room):
+        inside = (pixels >= first - room) & (pixels <= last + room)
+        kept = None if counts is None else counts[inside]
+        low, high = _percentiles(pixels[inside], kept, (0.1, 99.9))
     if low == high:  # all but a few pixels are alike
         low, high = pixels.min(), pixels.max()
-    return np.float32(((pixels - low) / (high - low)).clip(0, 1))
+    return float(low), float(high)
+
+
+def _percentiles(values: np.ndarray, counts: np.ndarray | None, q: tuple) -> np.ndarray:
+    if counts is None:
+        return np.percentile(values, q)
+    order = np.argsort(values)
+    total = np.cumsum(counts[order])
+    rank = np.array(q) / 100 * (total[-1] - 1)
+    below, above = (
+        values[order][np.searchsorted(total, whole(rank), side="right")]
+        for whole in (np.floor, np.ceil)
+    )
+    return below + (above - below) * (rank % 1)
+
+
+def _scale(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Float32 with `low` at 0 and `high` at 1, clipped; by pieces, to need no float64 copy."""
+    scaled = np.empty(pixels.shape, np.float32)
+    for start in range(0, len(pixels), 256):
+        rows = pixels[start : start + 256].astype(np.float64)
+        scaled[start : start + 256] = ((rows - low) / ((high - low) or 1)).clip(0, 1)
+    return scaled

@@ -183,21 +183,22 @@ def inversion_loss(
     little detail. `Config` has the weights; docs/ablations.md says what each gave.
     """
     k, n = len(codes.w1), len(doses)
-    z2 = torch.cat([codes.z2, *(codes.u * dose for dose in doses)])
-    drawn = codes.draw(model.generator, z2).unflatten(0, (1 + n, k))
+    drawn = codes.draw(
+        model.generator, torch.cat([codes.z2, *(codes.u * dose for dose in doses)])
+    )  # [(1 + n) K, 1, R, R]
     named = model.logit(torch.tensor(doses, device=x.device)).repeat_interleave(k)
     wanted = torch.cat([target.expand(k), named])
-    answers = model.classifier(drawn.flatten(0, 1))
-    answers = F.smooth_l1_loss(answers, wanted, reduction="none").view(1 + n, k)
-    image = torch.stack([losses.image(one[None], x) for one in drawn[0]])
-    change = (drawn[1:] - drawn[0]).abs().mean((2, 3, 4))  # [n, K]
+    answers = F.smooth_l1_loss(model.classifier(drawn), wanted, reduction="none")
+    response, path = answers[:k], answers[k:]
+    image = torch.stack([losses.image(one[None], x) for one in drawn[:k]])
+    change = (drawn[k:] - drawn[:k].repeat(n, 1, 1, 1)).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
     detail = codes.detail.square().mean((1, 2, 3))
     firmness = torch.where(target > 0, CONFIG.path_diseased, CONFIG.path_healthy)
-    fixed = CONFIG.image * image + CONFIG.response * answers[0]
+    along = (firmness * path + CONFIG.change * change).view(n, k).sum(0)
+    fixed = CONFIG.image * image + CONFIG.response * response
     fixed = fixed + CONFIG.away * away + CONFIG.detail * detail
-    path = firmness * answers[1:] + CONFIG.change * change
-    return n * fixed + path.sum(0), drawn
+    return n * fixed + along, drawn.unflatten(0, (1 + n, k))
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:

@@ -5,25 +5,18 @@ Imports nothing heavy, so that `cxrgan --help` answers at once.
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
 from cxr import CxrError
 
 PRESETS = ("tiny", "cxr32", "cxr64", "cxr128", "cxr256")
-
-
 SIZES = (32, 64, 128, 256)
-
-
 SPLITS = ("train", "val", "test", "all")
-
-
 INTERRUPTED = 130  # the status a shell gives for Ctrl-C
-
-
 FAILURES = (click.UsageError, CxrError, OSError, RuntimeError)
 
 
@@ -108,7 +101,9 @@ def images_option(default: int, least: int, what: str) -> Callable:
 
 
 def size_option(**default) -> Callable:
-    return click.option("--size", type=click.Choice(SIZES), help="Pixels a side.", **default)
+    return click.option(
+        "--size", type=click.Choice(SIZES), help="Pixels on each side of an image.", **default
+    )
 
 
 def model_option(what: str = "A model file, or a shipped model's name.", **extra) -> Callable:
@@ -116,23 +111,28 @@ def model_option(what: str = "A model file, or a shipped model's name.", **extra
 
 
 seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of all that is random."
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Random seed."
 )
 
 
-device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+device_option = click.option(
+    "--device", default="auto", help="Where to compute: auto, cpu, cuda or cuda:N."
+)
 
 
 fit_option = click.option(
     "--fit",
     type=click.Choice(("crop", "pad")),
     default="crop",
-    help="How an image becomes square: its centre, or black bars.",
+    help="How to make an image square: crop to its centre, or pad with black bars.",
 )
 
 
 refine_option = click.option(
-    "--refine", type=click.IntRange(0), default=60, help="Steps of the inversion."
+    "--refine",
+    type=click.IntRange(0),
+    default=60,
+    help="Number of optimisation steps of the inversion.",
 )
 
 
@@ -142,11 +142,15 @@ json_option = click.option(
 
 
 data_options = stack(
-    click.option("--negative", metavar="CLASS", help="The healthy class, against all the rest."),
+    click.option(
+        "--negative",
+        metavar="CLASS",
+        help="Name of the healthy class; all other classes count as diseased.",
+    ),
     click.option(
         "--patient-pattern",
         metavar="REGEX",
-        help="Its first group, found in a file's name, is the patient.",
+        help="Regular expression whose first group, matched in a file's name, is the patient.",
     ),
 )
 
@@ -154,8 +158,8 @@ data_options = stack(
 classifier_option = click.option(
     "--classifier",
     metavar="CNN",
-    help="Another CNN than the GAN's, or yours that it was trained with: a model file, or "
-    "FILE.py:FUNCTION.",
+    help="Explain a different classifier, or supply the custom one that this GAN was trained with: "
+    "a model file, or FILE.py:FUNCTION.",
 )
 
 
@@ -167,15 +171,20 @@ def training_options(out: str, batch: int, images: int) -> Callable:
     return stack(
         click.argument("data", metavar="DATA"),
         out_option(out, "The run folder: model, state, log."),
-        click.option("--preset", type=click.Choice(PRESETS), default="cxr64", help="Of networks."),
+        click.option(
+            "--preset",
+            type=click.Choice(PRESETS),
+            default="cxr64",
+            help="Size of the networks and of their images.",
+        ),
         data_options,
         click.option(
             "--batch",
             type=click.IntRange(2),
             default=batch,
-            help="Over all processes; a multiple of 16 for train-gan.",
+            help="Images in a batch, over all processes; a multiple of 16 for train-gan.",
         ),
-        images_option(images, 1, "How many images training sees."),
+        images_option(images, 1, "Number of images that training sees."),
         click.option(
             "--start",
             metavar="MODEL",
@@ -183,5 +192,18 @@ def training_options(out: str, batch: int, images: int) -> Callable:
         ),
         seed_option,
         device_option,
-        click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+        click.option("--resume", is_flag=True, help="Continue the run in --out."),
     )
+
+
+def gather(arguments: Sequence[str | Path]) -> tuple[list[Path], int]:
+    """The image files of files and folders, each once, and status 1 if one is not there."""
+    from cxr.images import find_images
+
+    paths, status = [], 0
+    for argument in arguments:
+        try:
+            paths += find_images(argument)
+        except CxrError as error:
+            status = complain(error)
+    return list(dict.fromkeys(paths)), status

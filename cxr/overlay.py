@@ -59,21 +59,22 @@ def lay_over(
     along: Callable[[Tensor], Tensor],
     own: float,
     classifier: nn.Module,
-    response: Tensor,
+    logit: Tensor,
 ) -> Overlay:
-    """The path over an image [1, 1, R, R] with the mask that the classifier needs. response: [1],
-    the classifier's logit at the path's end less its logit of the image."""
+    """The path over an image [1, 1, R, R] with the mask that the classifier needs. logit: [1], the
+    classifier's of the image."""
     whole = Overlay(image, along, own)
     with torch.no_grad():
         end = whole(torch.tensor([whole.other], device=image.device))
-    return Overlay(image, along, own, needed(image, end, classifier, response))
+    return Overlay(image, along, own, needed(image, end, classifier, logit))
 
 
-def needed(x: Tensor, y: Tensor, classifier: nn.Module, response: Tensor) -> Tensor:
+def needed(x: Tensor, y: Tensor, classifier: nn.Module, logit: Tensor) -> Tensor:
     """Where `x` [1, 1, R, R] has to become `y` for the classifier to answer as it answers to `y`:
-    a mask [1, 1, R, R] in [0, 1] that changes as little as it can. response: [1], how far apart
-    the two logits are."""
-    response = response.abs().clamp_min(1e-6)
+    a mask [1, 1, R, R] in [0, 1] that changes as little as it can. logit: [1], the classifier's of
+    `x`."""
+    with torch.no_grad():
+        response = (classifier(y) - logit).abs().clamp_min(1e-6)
     whole, random = (y - x).abs().sum().clamp_min(1e-6), rng(0)
     with torch.enable_grad():
         cells = torch.full((1, 1, CELLS, CELLS), 2.0, device=x.device).requires_grad_()

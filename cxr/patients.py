@@ -6,6 +6,17 @@ from pathlib import Path
 
 from cxr import CxrError, UsageError
 
+# Public sets that have the patient anywhere in the path: name, pattern, an example and its patient.
+PATIENT_PATHS = (
+    ("CheXpert", r"(?:^|/)patient(\d+)/", "train/patient00042/study1/view1_frontal.jpg", "00042"),
+    ("MIMIC-CXR", r"(?:^|/)p(\d{8})/", "files/p10/p10000032/s50414267/02aa804e.jpg", "10000032"),
+    ("BIMCV", r"(?:^|/)sub-(\w+?)[_/]", "sub-S03044/ses-E07985/sub-S03044_dx.png", "S03044"),
+    ("Open-I", r"(?:^|/)CXR(\d+)_", "images/CXR12_IM-0133-1001.png", "12"),
+    ("RICORD", r"(?:^|/)MIDRC-RICORD-\w+-(\d+-\d+)", "MIDRC-RICORD-1C-419639-000082/1.dcm",
+     "419639-000082"),
+    ("Stony Brook", r"(?:^|/)(A\d{6})/", "Stony/A000801/12-30-1900/1.dcm", "A000801"),
+)  # fmt: skip
+
 # A name is matched whole and without its extension. Each pattern has its own prefix, so that
 # person12 and 00000012_000 stay two patients.
 PATIENT_NAMES = (
@@ -34,7 +45,7 @@ def patient_of(path: str | Path, pattern: str | None = None) -> str:
 
     With `pattern`, a regular expression, it is the first group where the pattern is found in the
     file's name, else in the path as given (in a folder: from the class on). Without, it is
-    told by `PATIENT_NAMES`; else names that differ only in a `DOCUMENT_SUFFIX` are one document
+    told by `PATIENT_PATHS`, then by `PATIENT_NAMES`; else names that differ only in a `DOCUMENT_SUFFIX` are one document
     and so one patient, wherever the files lie: renaming a class moves nobody to another split.
 
     Raises UsageError if the pattern is no regular expression or has no group, CxrError if a
@@ -43,6 +54,9 @@ def patient_of(path: str | Path, pattern: str | None = None) -> str:
     path = Path(path)
     if pattern is not None:
         return _patient_by_pattern(path, pattern)
+    for kind, known, _, _ in PATIENT_PATHS:
+        if match := re.search(known, path.as_posix()):
+            return f"{kind}:{match[1]}"
     for kind, known in PATIENT_NAMES:
         if match := known.fullmatch(path.stem):
             return f"{kind}:{int(match[1])}"

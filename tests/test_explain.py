@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from test_images import write_dicom
 
 from cxr import (
     CxrError,
@@ -288,3 +289,12 @@ def test_the_sample_is_of_the_model_that_is_named(model_file):
         assert explain.sample_image(name).name.startswith(name)
     for other in (None, str(model_file)):
         assert explain.sample_image(other).name.startswith(explain.default_model())
+
+
+def test_the_pixel_spacing_of_a_dicom_file_is_kept(bright, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 4096, (48, 64), np.uint16)
+    write_dicom(tmp_path / "x.dcm", pixels, PixelSpacing=[0.2, 0.2])
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    for name, expected in (("x.dcm", [0.2, 0.2]), ("x.png", None)):
+        e = explain.explain(tmp_path / name, bright, **QUICK)
+        assert e.numbers["pixel_spacing"] == expected

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -252,7 +253,7 @@ def test_a_missing_dicom_decoder_is_named(tmp_path, monkeypatch):
     path = tmp_path / "x.dcm"
     data = pydicom.encaps.encapsulate([b"1234"])
     write_dicom(path, RAMP, pydicom.uid.JPEGLSLossless, PixelData=data)
-    assert "pip install 'pylibjpeg[all]'" in refusal(path)
+    assert "JPEG-LS" in refusal(path) and "pip install 'cxrgan[dicom]'" in refusal(path)
 
 
 def test_multi_frame_dicom_is_refused(tmp_path):
@@ -263,7 +264,7 @@ def test_multi_frame_dicom_is_refused(tmp_path):
 
 def test_colour_dicom_is_refused(tmp_path):
     path = tmp_path / "x.dcm"
-    rgb = np.stack([RAMP] * 3, axis=-1).tobytes()
+    rgb = np.stack([RAMP, RAMP[:, ::-1], RAMP], axis=-1).tobytes()
     colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
     write_dicom(path, RAMP, PixelData=rgb, **colour)
     assert "colour" in refusal(path)
@@ -572,3 +573,42 @@ def test_folder_names_are_plain_and_stay_inside(name):
     for made in names:
         assert made.isprintable() and not made.startswith(".") and made.strip()
         assert Path(made).name == made and len(made.encode()) < 255
+
+
+@pytest.mark.parametrize("mark", [0, 65535])
+def test_a_marker_of_one_percent_does_not_change_the_contrast(tmp_path, mark):
+    deep = np.linspace(20000, 24000, 128 * 128).reshape(128, 128).astype(np.uint16)
+    marked = deep.copy()
+    marked[50:62, 50:63] = mark
+    Image.fromarray(deep).save(tmp_path / "x.png")
+    Image.fromarray(marked).save(tmp_path / "y.png")
+    plain, found = images.read(tmp_path / "x.png"), images.read(tmp_path / "y.png")
+    np.testing.assert_allclose(found[:50], plain[:50], atol=0.005)
+
+
+@pytest.mark.parametrize("half", ["of the stream", "of the rows"])
+def test_half_a_pixel_stream_of_a_png_is_refused(tmp_path, half):
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    rows = b"".join(b"\0" + row.tobytes() for row in RAMP)
+    stream = zlib.compress(rows)[:-9] if half == "of the stream" else zlib.compress(rows[: 24 * 65])
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", stream)
+    path = tmp_path / "x.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b""))
+    refusal(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGBA", "F"])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_loading_by_bands_equals_reading_the_whole(tmp_path, mode, fit):
+    noise = np.random.default_rng(0).integers(0, 256, (600, 530, 4), np.uint8)
+    pixels = {"L": noise[..., 0], "RGBA": noise, "F": np.float32(noise[..., 0])}.get(mode)
+    pixels = np.uint16(noise[..., 0]) * 200 if pixels is None else pixels
+    path = tmp_path / ("x.tif" if mode == "F" else "x.png")
+    Image.fromarray(pixels).save(path)
+    expected = images.square(images.read(path), 64, fit)
+    np.testing.assert_array_equal(images.load(path, 64, fit), expected)

@@ -27,9 +27,8 @@ def image():
 
 
 def lay_over(image, along, own, classifier):
-    """The overlay, with the response that its caller knows."""
-    end = along(torch.tensor([0.0 if own else 1.0]))
-    return overlay.lay_over(image, along, own, classifier, classifier(end) - classifier(image))
+    """The overlay, with the logit that its caller knows."""
+    return overlay.lay_over(image, along, own, classifier, classifier(image))
 
 
 def path(doses):
@@ -91,5 +90,5 @@ def test_the_mask_does_not_depend_on_the_scale_of_the_logits(image, scale):
 
 
 def test_nothing_to_change_is_no_error(image):
-    mask = overlay.needed(image, image, Patch(), torch.zeros(1))
+    mask = overlay.needed(image, image, Patch(), Patch()(image))
     assert torch.isfinite(mask).all()
