@@ -13,6 +13,7 @@ from cxr.options import (
     PRESETS,
     SPLITS,
     Door,
+    another_classifier,
     classifier_option,
     data_options,
     device_option,
@@ -23,6 +24,7 @@ from cxr.options import (
     json_option,
     model_option,
     out_option,
+    own_options,
     reason,
     refine_option,
     seed_option,
@@ -89,12 +91,7 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
 
 @cli.command(epilog=example("cxrgan train-gan chest_xray --classifier runs/cnn/model.safetensors"))
 @training_options(out="runs/gan", batch=16, images=400_000)
-@click.option(
-    "--classifier",
-    required=True,
-    metavar="CNN",
-    help="The classifier to explain: a model file, or FILE.py:FUNCTION.",
-)
+@classifier_option("The classifier to explain", required=True)
 @click.option(
     "--proximity",
     type=click.FloatRange(0),
@@ -110,6 +107,7 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
     """
     from cxr import console
     from cxr.checkpoints import load_model
+    from cxr.own import is_own
     from cxr.train_gan import Config, train
 
     first = console.quiet_unless_first()
@@ -121,8 +119,30 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
     rows = [(name, console.number(value)) for name, value in metrics.items()]
     console.table(f"{data}, validation", ("GAN", "value"), rows)
     console.say(f"model: {path}")
-    own = options["classifier"] if ".py:" in options["classifier"] else None
-    console.follow("explain", "XRAY.png", "--model", str(path), classifier=own)
+    names = ("classifier", "target", "classifier_input") if is_own(options["classifier"]) else ()
+    console.follow("explain", "XRAY.png", "--model", str(path), **{n: options[n] for n in names})
+
+
+@cli.command(epilog=example("cxrgan check-cnn own.py:net chest_xray --target PNEUMONIA"))
+@click.argument("cnn", metavar="CNN")
+@click.argument("data", metavar="[DATA]", required=False)
+@own_options
+@size_option(default=128)
+@data_options
+@device_option
+@json_option
+@click.pass_context
+def check_cnn(context, cnn: str, data: str | None, as_json: bool, **options) -> None:
+    """Check that a CNN can be explained, before hours are spent.
+
+    CNN is FILE.py:FUNCTION, whose author's code is run; FILE.pt2 (torch.export), FILE.pt
+    (TorchScript) or a model file, whose is not. Without DATA, random lungs are shown.
+    """
+    from cxr import check_cnn, console
+
+    numbers = check_cnn.check_cnn(cnn, data, **options)
+    console.print_json(numbers) if as_json else console.checks(cnn, numbers)
+    context.exit(1 if numbers["failed"] else 0)
 
 
 @cli.command(
@@ -132,7 +152,7 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
 )
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @shipped_model
-@classifier_option
+@another_classifier
 @click.option("--frames", type=click.IntRange(2, 200), default=17, help="Number of frames.")
 @click.option(
     "--restarts",
@@ -146,7 +166,9 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
 @device_option
 @json_option
 @click.pass_context
-def explain(context, images, model, classifier, out, device, as_json, **options) -> None:
+def explain(
+    context, images, model, classifier, target, classifier_input, out, device, as_json, **options
+) -> None:
     """Explain what a classifier sees in X-rays.
 
     IMAGE is a file or a folder of files; without one, the sample that ships is explained.
@@ -155,7 +177,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
     from cxr import explain as explainer
     from cxr import images as pictures
 
-    loaded = explainer.load_explainer(model, classifier, device)
+    loaded = explainer.load_explainer(model, classifier, device, target, classifier_input)
     paths, status = gather(images or [explainer.sample_image(model)])
     results, failed = [], []
     bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
@@ -174,7 +196,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
                 results.append({"image": str(path), "error": failed[-1][1]})
             else:
                 results.append(explanation.numbers)
-                report(path, folder, explanation.numbers, replaced, as_json)
+                console.explained(path, folder, explanation.numbers, replaced, as_json)
             bar.advance()
             if stopped:
                 break
@@ -199,7 +221,7 @@ def explain(context, images, model, classifier, out, device, as_json, **options)
 )
 @click.argument("data", metavar="DATA")
 @model_option(required=True)
-@classifier_option
+@another_classifier
 @click.option(
     "--split", type=click.Choice(SPLITS), default="test", help="Which patients to evaluate."
 )
@@ -368,18 +390,6 @@ def info(path: str | None, model: str | None) -> None:
     console.table(f"cxrgan {__version__}", ("machine", ""), facts.machine())
     if model:
         console.table(model, ("model", ""), contents)
-
-
-def report(path: Path, folder: Path, numbers: dict, replaced: bool, as_json: bool) -> None:
-    """Print one image's result: its warnings, what it replaced, and its table."""
-    from cxr import console
-
-    for line in numbers["warnings"]:
-        console.warn(f"{path}: {line}")
-    if replaced:
-        console.say(f"{folder}: the folder that was there has been replaced")
-    if not as_json:
-        console.explanation(path, folder, numbers)
 
 
 def main() -> None:

@@ -50,6 +50,7 @@ setup(
         "pypng",
     ],
     extras_require={
+        "recipes": ["torchvision", "timm", "torchxrayvision", "monai"],
         "test": [
             *("pytest", "ruff", "coverage", "captum", "setuptools>=70.1"),
             *("scikit-learn", "scikit-image"),

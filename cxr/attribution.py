@@ -97,6 +97,8 @@ def last_convolution(classifier: nn.Module, x: Tensor) -> nn.Module:
 
     with torch.no_grad(), ExitStack() as hooks:
         for module in classifier.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # which takes no hook
+                continue
             if getattr(getattr(module, "weight", None), "ndim", 0) == 4:
                 hooks.enter_context(module.register_forward_hook(note))
         classifier(x[:1])

@@ -174,24 +174,24 @@ def load_classifier(
     size: int,
     device: str | torch.device = "cpu",
     target: str | None = None,
-    takes: str | None = None,
+    classifier_input: str | None = None,
 ) -> Model:
     """A classifier from a model file, or a user's own: `FILE.py:FUNCTION`, a torch.export program
     or a TorchScript file.
 
     FUNCTION takes nothing and returns a module from [N, 1, R, R] in [-1, 1] to a logit [N], or
     what `adapt` makes one of. Its contract is checked at R = `size`, and what it is given is
-    clipped to that range. target, takes: `--target` and `--classifier-input`, of a user's own.
+    clipped to that range. target, classifier_input: the options of that name, for a user's own.
     """
     if not own.is_own(spec):
-        if target is not None or takes is not None:
+        if target is not None or classifier_input is not None:
             raise UsageError("--target and --classifier-input are for a CNN of your own")
         model = load_model(spec, device)
         model.networks = {"classifier": model.classifier}
         return model
-    network = own.load(spec, size, device, target, takes)
+    network = own.load(spec, size, device, target, classifier_input)
     contract.keep_to(network, spec, size, device)
-    about = {"classifier": Path(spec).name, "target": target, "classifier_input": takes}
+    about = {"classifier": Path(spec).name, "target": target, "classifier_input": classifier_input}
     provenance = {name: value for name, value in about.items() if value is not None}
     info = {"provenance": provenance, "metrics": {}, "thresholds": {}}
     return Model({"classifier": network}, info, path=Path(spec))

@@ -105,6 +105,28 @@ def explanation(path: Path, folder: Path, numbers: dict) -> None:
     table(click.format_filename(path.name), ("explanation", ""), rows)
 
 
+def explained(path: Path, folder: Path, numbers: dict, replaced: bool, as_json: bool) -> None:
+    """One image's result: its warnings, what it replaced, and its table."""
+    for line in numbers["warnings"]:
+        warn(f"{path}: {line}")
+    if replaced:
+        say(f"{folder}: the folder that was there has been replaced")
+    if not as_json:
+        explanation(path, folder, numbers)
+
+
+def checks(cnn: str, numbers: dict) -> None:
+    """What `check_cnn` found, and a line for each check that failed."""
+    rows = [("the file", numbers["form"])]
+    rows += [(name, "no" if line else "yes") for name, line in numbers["checks"].items()]
+    if auroc := numbers["auroc"]:
+        told = f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
+        rows.append((f"AUROC on {auroc['n']} images", told))
+    table(click.format_filename(cnn), ("CNN", ""), [*rows, *numbers["numbers"].items()])
+    for line in filter(None, numbers["checks"].values()):
+        say(f"error: {cnn}: {line}")
+
+
 def number(value: float | None) -> str:
     """Four decimals, or a dash for what is no number."""
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"

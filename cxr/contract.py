@@ -15,7 +15,10 @@ from cxr import CxrError
 
 SAME = 1e-3  # of 1 + |logit|: what arithmetic in another order may change
 LINEAR = {"AddmmBackward0", "MmBackward0", "ConvolutionBackward0", "BmmBackward0"}
-RESHAPING = ("View", "Reshape", "Squeeze", "Select", "Slice", "Clone", "ToCopy", "Alias", "Expand")
+AFFINE = (
+    *("View", "Reshape", "Squeeze", "Select", "Slice", "Clone", "ToCopy", "Alias", "Expand"),
+    *("AddBackward", "SubBackward", "RsubBackward", "MulBackward", "DivBackward", "NegBackward"),
+)  # what leaves a line a line, where only one of its inputs comes from the image
 
 
 @dataclass
@@ -148,8 +151,8 @@ CHECKS = {
 
 
 def breaches(network: nn.Module, x: Tensor) -> dict[str, str | None]:
-    """For each check, by name, the line that says what to change, or None. What follows from a
-    logit without shape, value or gradient is not asked.
+    """For each check, by name, the line that says what to change, or None. Past a breach nothing is
+    asked, since it spoils what follows; but a batch does not spoil the range of the answers.
 
     x: [N, 1, R, R] in [-1, 1], N of 2 or more.
     """
@@ -157,7 +160,7 @@ def breaches(network: nn.Module, x: Tensor) -> dict[str, str | None]:
     with torch.random.fork_rng(devices=[]):  # what the CNN draws is not the next one's
         for name, check in CHECKS.items():
             found[name] = check(asked)
-            if found[name] and check in (form, finite, gradient):
+            if found[name] and check is not alone:
                 break
     return found
 
@@ -166,7 +169,7 @@ def keep_to(network: nn.Module, name: str, size: int, device: str | torch.device
     """Raise CxrError with the first breach on a few pictures of `size` pixels; `name` begins it."""
     for line in breaches(network, pictures(size, 2).to(device)).values():
         if line:
-            raise CxrError(f"{name}: {line}" if line.startswith("its") else f"{name} {line}")
+            raise CxrError(f"{name}: {line}")
 
 
 def pictures(size: int, n: int = 4) -> Tensor:
@@ -190,9 +193,10 @@ def _pair(a: Tensor, b: Tensor) -> str:
 
 
 def _ends_linear(y: Tensor) -> bool:
-    """Whether the last operation that changes values is a linear layer, whose answers no interval
-    holds."""
+    """Whether the last operation but shifts, scales and reshapes is a linear layer, whose answers
+    no interval holds."""
     node = y.grad_fn
-    while node is not None and node.name().startswith(RESHAPING):
-        node = node.next_functions[0][0]
+    while node is not None and node.name().startswith(AFFINE):
+        before = [earlier for earlier, _ in node.next_functions if earlier is not None]
+        node = before[0] if len(before) == 1 else None
     return node is not None and node.name() in LINEAR

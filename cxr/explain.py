@@ -36,6 +36,8 @@ def explain(
     model: str | Path | Model | None = None,
     *,
     classifier: str | None = None,
+    target: str | None = None,
+    classifier_input: str | None = None,
     frames: int = 17,
     restarts: int = 2,
     refine: int = 60,
@@ -50,6 +52,7 @@ def explain(
     image : a file, a uint8 array [H, W], or a tensor [1, 1, R, R] in [-1, 1]
     model : a model file, a shipped model's name, or a `Model`; by default `pneumonia`
     classifier : another classifier than the model's, as `load_classifier` takes it
+    target, classifier_input : of a classifier of one's own, as `load_classifier` takes them
     frames : number of frames from dose 0 to dose 1
     restarts : inversions from different beginnings; the best is shown, their spread reported
     refine : gradient steps after the encoder
@@ -61,7 +64,7 @@ def explain(
     """
     if frames < 2 or restarts < 1 or refine < 0:
         raise UsageError("at least 2 frames, 1 restart and 0 steps of refinement are needed")
-    model = load_explainer(model, classifier, device)
+    model = load_explainer(model, classifier, device, target, classifier_input)
     with timer("prepare"):
         x = prepare(image, model)
     with timer("gradient"), exactly():
@@ -129,39 +132,56 @@ def traverse(
     )
 
 
-def load_explainer(model: str | Path | Model | None, classifier: str | None, device: str) -> Model:
+def load_explainer(
+    model: str | Path | Model | None,
+    classifier: str | None,
+    device: str,
+    target: str | None = None,
+    classifier_input: str | None = None,
+) -> Model:
     """A model with all networks that an explanation needs, and the classifier to be explained."""
     if isinstance(model, Model):
         loaded = model
     else:
         loaded = load_model(model or default_model(), prepare_device(device))
     if classifier:
-        loaded = with_classifier(loaded, classifier)
+        loaded = with_classifier(loaded, classifier, target, classifier_input)
+    elif target is not None or classifier_input is not None:
+        raise UsageError("--target and --classifier-input need --classifier, a CNN of your own")
     loaded.require("classifier", "encoder", "generator")
     return loaded
 
 
-def with_classifier(model: Model, spec: str) -> Model:
+def with_classifier(
+    model: Model, spec: str, target: str | None = None, classifier_input: str | None = None
+) -> Model:
     """The model with the classifier of `spec`, as `load_classifier` takes it, in its own's place.
 
     A model does not keep a CNN of the user's that it was trained with: given to such a model, it
     is its own. Raises UsageError for one of another size or other classes.
     """
-    other = second_classifier(spec, model, "--classifier")
+    other = second_classifier(spec, model, "--classifier", target, classifier_input)
     networks = model.networks | {"classifier": other.classifier}
     if "classifier" not in model.networks:
         return Model(networks, model.info, model.buffers, model.path)
-    about = {"foreign": spec, "foreign_fold": other.info.get("fold")}
+    named = spec if target is None else f"{spec}, target {target}"
+    about = {"foreign": named, "foreign_fold": other.info.get("fold")}
     foreign = Model(networks, model.info | about, model.buffers, model.path)
     rescale(foreign)
     return foreign
 
 
-def second_classifier(spec: str, model: Model, option: str) -> Model:
+def second_classifier(
+    spec: str,
+    model: Model,
+    option: str,
+    target: str | None = None,
+    classifier_input: str | None = None,
+) -> Model:
     """A classifier beside the model's, as `load_classifier` takes it. Raises UsageError for one of
     another size or other classes than the model's."""
     size, classes = model.info["size"], model.info["classes"]
-    other = load_classifier(spec, size, model.device)
+    other = load_classifier(spec, size, model.device, target, classifier_input)
     if other.info.get("size", size) != size:
         raise UsageError(
             f"{option} sees {other.info['size']} pixels, the model {size}: train one with "

@@ -155,11 +155,29 @@ data_options = stack(
 )
 
 
-classifier_option = click.option(
-    "--classifier",
-    metavar="CNN",
-    help="Explain a different classifier, or supply the custom one that this GAN was trained with: "
-    "a model file, or FILE.py:FUNCTION.",
+own_options = stack(
+    click.option(
+        "--target",
+        metavar="CLASS",
+        help="The class to explain, of a custom CNN with several: its name or number.",
+    ),
+    click.option(
+        "--classifier-input",
+        metavar="INPUT",
+        help="The images that a custom CNN takes: SIZE,CHANNELS,LOW,HIGH, or imagenet.",
+    ),
+)
+
+
+def classifier_option(what: str, **extra) -> Callable:
+    """`--classifier`, with what a custom CNN may need beside it."""
+    forms = "a model file, FILE.py:FUNCTION, FILE.pt2 or FILE.pt."
+    option = click.option("--classifier", metavar="CNN", help=f"{what}: {forms}", **extra)
+    return stack(option, own_options)
+
+
+another_classifier = classifier_option(
+    "Explain a different classifier, or supply the custom one that this GAN was trained with"
 )
 
 

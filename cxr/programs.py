@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from cxr import CxrError, UsageError
 
 NOTE = "cxrgan-input"  # the file within a program that says what --classifier-input says
-SIZES = re.compile(
-    r"(?:[su]\d+|[A-Z][A-Za-z]*|\d+|[\s+\-*/(),<>=])*"
-)  # of symbols and SymPy's classes
+SIZES = re.compile(  # symbols, and SymPy's classes with their assumptions; no function
+    r"(?:[su]\d+|'\w+'|[A-Z][A-Za-z]*|[a-z]+=(?=True|False)|\d+|[\s+\-*/(),<>])*"
+)
 
 
 def read(file: Path) -> tuple[nn.Module, str | None]:
@@ -30,6 +30,8 @@ def read(file: Path) -> tuple[nn.Module, str | None]:
         said = note[NOTE]
         return network, (said.decode() if isinstance(said, bytes) else said) or None
     if not any(name.endswith("/archive_format") for name in names):
+        if file.suffix.lower() == ".pt2":
+            raise CxrError(f"{file} is no torch.export program: is it whole?")
         raise CxrError(
             f"{file} is a pickle, which may run any code of its author's as it is read: save the "
             "network by torch.export.save or torch.jit.save, or write FILE.py:FUNCTION that "

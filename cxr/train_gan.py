@@ -38,6 +38,8 @@ FIT_EVERY = 128  # steps between fits of the random structures to those found
 class Config:
     data: str
     classifier: str
+    target: str | None = None  # of its classes
+    classifier_input: str | None = None
     preset: str = "cxr64"
     negative: str | None = None
     patient_pattern: str | None = None
@@ -53,7 +55,7 @@ class Config:
     image: float = 0.5  # weight of image reconstruction
     proximity: float = 0.1  # weight of the change that a dose makes
     ema: int = 10_000  # images over which half of the average is renewed
-    target: float = 0.6  # of the discriminator's overfitting sign, for adaptive augmentation
+    overfit: float = 0.6  # aim of the discriminator's overfitting sign, for adaptive augmentation
     seed: int = 0
     device: str = "auto"
 
@@ -61,14 +63,14 @@ class Config:
 def train(config: Config, out: str, resume: bool = False) -> Model:
     """Train the GAN of a classifier; `out` receives the run folder with `model.safetensors`.
 
-    Raises CxrError where the classifier does not fit the data, where training diverges or
-    collapses; `Interrupted` after Ctrl-C.
+    Raises CxrError where the classifier does not fit or training fails; `Interrupted` at Ctrl-C.
     """
     device = prepare(config.device)
     world = World(device)
     if config.batch % (16 * world.size):
         raise UsageError(f"--batch {config.batch}: a multiple of {16 * world.size} is needed here")
-    model = load_classifier(config.classifier, PRESETS[config.preset].size, device)
+    asked = config.classifier, PRESETS[config.preset].size, device
+    model = load_classifier(*asked, config.target, config.classifier_input)
     data = open_data(config, model)
     if "mean_image" not in model.buffers:  # a user's own classifier comes without
         mean = classifier.mean_image(data)
@@ -319,7 +321,7 @@ class Trainer:
         (Karras et al. 2020, ADA, section 3); by 1 in 200,000 images, to 0.8 at most."""
         sign = float(self.world.mean(sign.clone()))
         self.progress["sign"] += 0.05 * (sign - self.progress["sign"])
-        move = self.config.batch / 200_000 * np.sign(self.progress["sign"] - self.config.target)
+        move = self.config.batch / 200_000 * np.sign(self.progress["sign"] - self.config.overfit)
         self.progress["p"] = float(np.clip(self.progress["p"] + move, 0.0, 0.8))
 
     def update_generator(self, batch: Batch, fakes: Fakes) -> dict[str, Tensor]:

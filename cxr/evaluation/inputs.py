@@ -25,6 +25,7 @@ class Options:
     masks, lungs : folders with a mask of the disease, of the lungs, called like its image
     classifier : another classifier than the model's, or a user's own that the model was trained
         with but does not keep, as `load_classifier` takes it
+    target, classifier_input : of a classifier of one's own, as `load_classifier` takes them
     oracle : an independently trained classifier, as `load_classifier` takes it
     limit : how many images of the split are explained, drawn by chance; by default all
     refine : steps of each inversion
@@ -36,6 +37,8 @@ class Options:
     masks: str | Path | None = None
     lungs: str | Path | None = None
     classifier: str | None = None
+    target: str | None = None
+    classifier_input: str | None = None
     oracle: str | None = None
     limit: int | None = None
     refine: int = 60
@@ -65,6 +68,8 @@ class Inputs:
                 json.dumps(self.model.info, sort_keys=True, default=str),
             ],
             "classifier": _source(options.classifier),
+            "target": options.target,
+            "classifier input": options.classifier_input,
             "independent classifier": None
             if self.oracle is None
             else [journal.network_digest(self.oracle), _source(options.oracle)],
@@ -85,7 +90,9 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
     device = prepare(options.device)
     loaded = with_discriminator(load_model(model, device), device)
     if options.classifier:
-        loaded = with_classifier(loaded, options.classifier)
+        loaded = with_classifier(
+            loaded, options.classifier, options.target, options.classifier_input
+        )
         same_patients("--classifier", loaded.info.get("foreign_fold"), loaded)
     _ = loaded.classifier  # says itself what to do where it is missing
     dataset = _open_data(loaded, data, options.negative, options.patient_pattern)
