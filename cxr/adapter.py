@@ -22,6 +22,7 @@ IMAGENET = {
     "value_range": (0.0, 1.0),
 }
 OUTPUTS = ("logit", "probability", "logits", "probabilities")
+SLACK = 1e-3  # rounding may take a probability so far out of [0, 1]
 EPS = 1e-6  # a probability is taken for no nearer to 0 or 1 than this: its logit is within 13.9
 
 
@@ -167,7 +168,14 @@ class Answer(nn.Module):
         if self.output == "logits":
             rest = torch.cat([y[:, :chosen], y[:, chosen + 1 :]], 1)
             return y[:, chosen] - rest.logsumexp(1)
-        return y[:, chosen] if self.output == "logit" else log_odds(y[:, chosen])
+        if self.output == "logit":
+            return y[:, chosen]
+        if (outside := (y[:, chosen] < -SLACK) | (y[:, chosen] > 1 + SLACK)).any():
+            found = y[:, chosen][outside][0].item()
+            raise CxrError(
+                f"the CNN answers {found:.3g}, which is no probability: say output='logit' or 'logits'"
+            )
+        return log_odds(y[:, chosen])
 
     def column(self, y: Tensor) -> int:
         """Which column of `y` [N, K] is the target's; raises CxrError where none can be."""

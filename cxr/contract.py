@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxr import CxrError
+from cxr.adapter import Answer
 
 SAME = 1e-3  # of 1 + |logit|: what arithmetic in another order may change
+COPIES = 4  # of each image, to see whether it always gets one answer
 LINEAR = {"AddmmBackward0", "MmBackward0", "ConvolutionBackward0", "BmmBackward0"}
 AFFINE = (
     *("View", "Reshape", "Squeeze", "Select", "Slice", "Clone", "ToCopy", "Alias", "Expand"),
@@ -96,12 +98,14 @@ def gradient(asked: Asked) -> str | None:
 
 
 def repeats(asked: Asked) -> str | None:
-    first, second = asked.logit.detach(), asked.again(asked.x)
-    if _apart(first, second):
-        return (
-            f"gives the same image another answer each time ({_pair(first, second)}): dropout or "
-            "noise is on; write F.dropout(x, training=self.training), and do not call train()"
-        )
+    first = asked.logit.detach().repeat(COPIES)
+    for _ in range(2):  # what is dropped by chance may be dropped again
+        second = asked.again(asked.x.repeat(COPIES, 1, 1, 1))
+        if _apart(first, second):
+            return (
+                f"gives the same image another answer each time ({_pair(first, second)}): dropout "
+                "or noise is on; write F.dropout(x, training=self.training), and do not call train()"
+            )
     return None
 
 
@@ -126,25 +130,34 @@ def alone(asked: Asked) -> str | None:
 def unbounded(asked: Asked) -> str | None:
     """Probabilities, told by that nothing drives the answers out of [0, 1]: neither the images nor
     black, white, and each image moved along its gradient. A last linear layer acquits."""
-    if _ends_linear(asked.logit):
+    part = next((m for m in asked.network.modules() if isinstance(m, Answer)), None)
+    if part is not None and part.output.startswith("prob"):
+        return None  # they are, and become logits
+    x, slope, answers = asked.x.detach(), asked.slope.sign(), []
+    probes = torch.cat([torch.ones_like(x[:1]), -torch.ones_like(x[:1]), x, x + slope, x - slope])
+    asking = asked.network if part is None else part  # what the CNN itself answers
+    keep = (lambda _, given, y: answers.append(y)) if part is None else _keep_given(answers)
+    with torch.enable_grad(), asking.register_forward_hook(keep):
+        for probe in probes.clamp(-1, 1).split(len(x)):
+            asked.network(probe.requires_grad_())
+    lowest, highest = min(y.min() for y in answers), max(y.max() for y in answers)
+    if lowest < 0 or highest > 1 or _ends_linear(answers[0]):
         return None
-    x, slope = asked.x.detach(), asked.slope.sign()
-    probes = torch.cat([torch.ones_like(x[:1]), -torch.ones_like(x[:1]), x + slope, x - slope])
-    answers = torch.cat([asked.logit.detach(), asked.again(probes.clamp(-1, 1))])
-    if answers.min() >= 0 and answers.max() <= 1:
-        return (
-            f"all answers lie within [0, 1] ({answers.min():.2f} to {answers.max():.2f}), which "
-            "looks like probabilities: return the logit, or say cxr.adapt(module, "
-            "output='probability', ...)"
-        )
-    return None
+    return (
+        f"all answers lie within [0, 1] ({lowest:.2f} to {highest:.2f}), which looks like "
+        "probabilities: return the logit, or say cxr.adapt(module, output='probability', ...)"
+    )
+
+
+def _keep_given(answers: list[Tensor]):
+    return lambda _, given, y: answers.append(given[0])
 
 
 CHECKS = {
     "a logit [N]": form,
     "finite": finite,
-    "a gradient reaches the image": gradient,
     "the same answer twice": repeats,
+    "a gradient reaches the image": gradient,
     "the same answer alone and in a batch": alone,
     "logits, not probabilities": unbounded,
 }

@@ -123,6 +123,7 @@ def test_options_that_do_not_fit_are_refused(options, words):
         (torch.zeros(2, 1), {"target": 0}, "leave the target out"),
         (torch.zeros(2), {"output": "logits"}, "one answer is no softmax"),
         ((torch.zeros(2),), {}, "gives a tuple"),
+        (torch.tensor([0.5, -3.0]), {"output": "probability"}, "answers -3, which is no prob"),
         (torch.zeros(()), {}, "not a tensor"),
     ],
 )

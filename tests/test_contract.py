@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cxr import CxrError, contract
+from cxr.adapter import adapt
 
 
 class CNN(nn.Module):
@@ -102,6 +103,20 @@ def test_a_logit_that_happens_to_lie_within_0_and_1_is_no_probability():
         small.fc.bias.fill_(0.5)
     found = contract.breaches(small, contract.pictures(32))
     assert list(found) == list(contract.CHECKS) and not any(found.values())
+
+
+def test_an_adapted_cnn_is_judged_by_what_it_answers_itself():
+    def adapted(end, **options):
+        return adapt(CNN(end), None, 1, value_range=(-1, 1), **options)
+
+    for network in (
+        adapted(lambda h, z: z.sigmoid(), output="probability"),
+        adapted(lambda h, z: torch.stack([0 * z, z], 1), output="logits", target=1),
+    ):
+        contract.keep_to(network, "own.py:net", 32, "cpu")
+    with pytest.raises(CxrError, match="looks like probabilities"):
+        soft = adapted(lambda h, z: h.softmax(1), output="logits", target=1)
+        contract.keep_to(soft, "own.py:net", 32, "cpu")
 
 
 def test_what_the_cnn_draws_by_chance_is_not_the_next_ones():
