@@ -133,24 +133,27 @@ def unbounded(asked: Asked) -> str | None:
     part = next((m for m in asked.network.modules() if isinstance(m, Answer)), None)
     if part is not None and part.output.startswith("prob"):
         return None  # they are, and become logits
-    x, slope, answers = asked.x.detach(), asked.slope.sign(), []
+    answers, linear = [], []
+
+    def note(_, given: tuple, answer: Tensor) -> None:  # what the CNN itself answers
+        y = answer if part is None else given[0]
+        answers.append(y.detach())
+        linear.append(_ends_linear(y))
+
+    x, slope = asked.x.detach(), asked.slope.sign()
     probes = torch.cat([torch.ones_like(x[:1]), -torch.ones_like(x[:1]), x, x + slope, x - slope])
-    asking = asked.network if part is None else part  # what the CNN itself answers
-    keep = (lambda _, given, y: answers.append(y)) if part is None else _keep_given(answers)
-    with torch.enable_grad(), asking.register_forward_hook(keep):
+    with (part or asked.network).register_forward_hook(note):
+        with torch.enable_grad():
+            asked.network(asked.x[:1])  # one image's graph tells how it ends
         for probe in probes.clamp(-1, 1).split(len(x)):
-            asked.network(probe.requires_grad_())
+            asked.again(probe)
     lowest, highest = min(y.min() for y in answers), max(y.max() for y in answers)
-    if lowest < 0 or highest > 1 or _ends_linear(answers[0]):
+    if lowest < 0 or highest > 1 or linear[0]:
         return None
     return (
         f"all answers lie within [0, 1] ({lowest:.2f} to {highest:.2f}), which looks like "
         "probabilities: return the logit, or say cxr.adapt(module, output='probability', ...)"
     )
-
-
-def _keep_given(answers: list[Tensor]):
-    return lambda _, given, y: answers.append(given[0])
 
 
 CHECKS = {
