@@ -256,7 +256,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         with safetensors.safe_open(str(path), "pt") as file:
             metadata = json.loads((file.metadata() or {}).get("cxrgan", "{}"))
             if not isinstance(metadata, dict):
-                raise ValueError("its metadata are no dictionary")
+                raise ValueError("its metadata are no dictionary")  # noqa: TRY004
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as error:
         reason = (str(error).splitlines() or ["empty"])[0]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cxr import CxrError
 
+ROOT = 0
 DRAFT = re.compile(r"\.[a-z0-9_]{8}\.draft")
 _swept: set[Path] = set()  # folders where this process has looked for drafts
 
@@ -122,7 +123,7 @@ def distrusted(path: str | Path) -> str | None:
     path = Path(path).absolute()
     for place in dict.fromkeys((path, *path.parents, *path.resolve().parents)):
         found = place.lstat()
-        if found.st_uid not in (0, os.getuid()):
+        if found.st_uid not in (ROOT, os.getuid()):
             return f"{place} belongs to another user"
         if stat.S_ISLNK(found.st_mode):
             if place == path:

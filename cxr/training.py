@@ -99,7 +99,7 @@ class Run:
         self.sound = False  # whether `state` is one to go back to
         self._open = contextlib.ExitStack()
 
-    def __enter__(self) -> "Run":
+    def __enter__(self):
         with contextlib.ExitStack() as opened:
             held = self.state.exists() or self.previous.exists()
             if self.resume and not held:
