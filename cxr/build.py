@@ -232,7 +232,8 @@ def _compile(kind: str, sources: list[Path], entry: Path) -> str:
                 data = _run_compiler(kind, _translation_units(kind, sources), folder).read_bytes()
                 library.write_bytes(data + hashlib.sha256(data).digest())
         except _Unavailable as reason:
-            write_text(failure, str(reason))
+            if "No space left" not in str(reason) and "quota" not in str(reason):
+                write_text(failure, str(reason))
             raise
     if not _loads(entry):
         raise _Unavailable(f"{entry} was compiled, and cannot be loaded")

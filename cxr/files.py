@@ -76,11 +76,14 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def append_text(path: str | Path, text: str) -> None:
-    """Append to a text file, to the disk. Raises OSError."""
-    with open(path, "a") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    """Append to a text file, to the disk. Raises CxrError."""
+    try:
+        with open(path, "a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CxrError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def keep(path: str | Path, copy: str | Path) -> None:
@@ -151,8 +154,10 @@ def _writing(path: Path, parents: bool = False) -> Iterator[Path]:
         raise CxrError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
-            os.close(file)
+            try:
+                shutil.rmtree(draft, ignore_errors=True)
+            finally:
+                os.close(file)
 
 
 def _draft(folder: Path) -> tuple[Path, int]:

@@ -180,7 +180,7 @@ class Run:
             tensors, progress = self._read(self.state, begun)
             self.sound = True
         except CxrError as damage:
-            if not self.previous.exists():
+            if self.state.is_dir() or not self.previous.exists():
                 raise
             tensors, progress = self._read(self.previous, begun)
             console.warn(f"{damage}; going on from the one before, of {progress['images']} images")
@@ -198,13 +198,14 @@ class Run:
         """The tensors and the progress of a state. Raises CxrError if it is damaged."""
         tensors, progress = checkpoints.load(path)
         found = progress.pop("checksum", None)
-        if found is None:
-            console.warn(f"{path} is of an older cxrgan: that its data are these is not checked")
-        sound = found in (None, checkpoints.checksum(tensors, progress))
+        older = found is None and not self.digests.keys() & tensors.keys()
+        sound = older or found == checkpoints.checksum(tensors, progress)
         if not (sound and _alike(progress, begun) and _is_place(progress, self.config.batch)):
             raise CxrError(f"{path} is damaged")
         if not all(value.isfinite().all() for value in tensors.values()):
             raise CxrError(f"{path} is damaged: it holds weights that are not numbers")
+        if older:
+            console.warn(f"{path} is of an older cxrgan: that its data are these is not checked")
         return tensors, progress
 
     def log(self, row: dict) -> None:
@@ -267,15 +268,18 @@ def differences(before: dict[str, Tensor], now: dict[str, Tensor], data: Dataset
     if len(new) != len(old):
         more = "more" if len(new) > len(old) else "fewer"
         return f"{abs(len(new) - len(old))} images {more} than the {len(old)} of then"
-    if not torch.equal(old, new) and torch.equal(old.sort()[0], new.sort()[0]):
-        return "the images are the same, in another order"
+    a, b = old.argsort(stable=True), new.argsort(stable=True)
+    if not torch.equal(old[a], new[b]):
+        a = b = torch.arange(len(new))  # others lie in their places
     found = []
     for name in now:
-        rows = (before[name] != now[name]).nonzero()[:, 0].tolist()
-        if rows:
-            first = Path(data.paths[rows[0]]).name
+        rows = (before[name][a] != now[name][b]).nonzero()[:, 0]
+        if len(rows):
+            first = Path(data.paths[b[rows].min()]).name
             what = name.removeprefix("data.")
             found.append(f"{what} of {len(rows)} images differ (the first: {first})")
+    if not found and not torch.equal(old, new):
+        found = ["the images are the same, in another order"]
     return ", ".join(found)
 
 
