@@ -5,15 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from test_training import read_state, write_state
 
-from cxr import CxrError, checkpoints, files, training
+from cxr import CxrError, checkpoints, files
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,43 +118,6 @@ def until_power_fails(monkeypatch):
         return disk.lost
 
     return run
-
-
-@dataclass(frozen=True)
-class Options:
-    batch: int = 4
-
-
-DATA = SimpleNamespace(
-    images=np.zeros((2, 4, 4), np.uint8),
-    labels=np.array([0, 1]),
-    splits=np.array(["train", "train"]),
-    paths=("a.png", "b.png"),
-    classes=("NORMAL", "SICK"),
-    name="x",
-)
-
-
-def run_of(folder, resume):
-    world = SimpleNamespace(first=True, any=bool)
-    return training.Run(folder, Options(), DATA, resume, world)
-
-
-def write_state(folder, value, resume=True):
-    part = torch.nn.Linear(1, 1)
-    with run_of(folder, resume) as run:
-        if resume:
-            run.restore({"part": part}, {"images": 0})
-        torch.nn.init.constant_(part.weight, value)
-        run.save({"part": part}, {"images": 4 * value})
-
-
-def read_state(folder):
-    part = torch.nn.Linear(1, 1)
-    with run_of(folder, True) as run:
-        progress = run.restore({"part": part}, {"images": 0})
-    assert progress["images"] == 4 * part.weight.item()
-    return part.weight.item()
 
 
 def write_tensors(folder, value):
