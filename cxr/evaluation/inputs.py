@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from cxr import UsageError
-from cxr.checkpoints import Model, load_classifier, load_model, with_discriminator
+from cxr.checkpoints import Model, load_model, with_discriminator
 from cxr.classifier import to_tensor
 from cxr.datasets import Dataset, open_dataset
 from cxr.device import prepare
 from cxr.evaluation import journal
 from cxr.evaluation.cases import mask_files
-from cxr.explain import with_classifier
+from cxr.explain import second_classifier, with_classifier
 from cxr.explanation import versions
 
 
@@ -131,18 +131,7 @@ def same_patients(option: str, fold: int | None, model: Model) -> None:
 
 def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) -> nn.Module:
     """The independent classifier; UsageError if it cannot judge this model."""
-    size, classes = model.info["size"], model.info["classes"]
-    other = load_classifier(spec, size, device)
-    if other.info.get("size", size) != size:
-        raise UsageError(
-            f"--oracle sees {other.info['size']} pixels, the model {size}: train one with "
-            f"--size {size}"
-        )
-    if other.info.get("classes", classes) != classes:
-        raise UsageError(
-            f"--oracle tells {' from '.join(other.info['classes'])}, the model "
-            f"{' from '.join(classes)}: train one on the same data"
-        )
+    other = second_classifier(spec, model, "--oracle")
     same_patients("--oracle", other.info.get("fold"), model)
     with torch.no_grad():
         x = to_tensor(data.images[:8], device)
