@@ -58,7 +58,10 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         new, old = draft / "new", draft / "old"
         new.mkdir()
         old.mkdir()
-        yield new
+        try:
+            yield new
+        except CxrError as error:  # of a file in it
+            raise CxrError(str(error).replace(str(new), str(path))) from error
         _flush(new)
         try:
             if path.is_dir():

@@ -149,7 +149,9 @@ class Run:
             before = json.loads((self.folder / "config.json").read_text())
             before.items()
         except (OSError, ValueError, RecursionError, AttributeError):
-            raise CxrError(f"{self.folder}/config.json is damaged: begin a new run") from None
+            raise CxrError(
+                f"{self.folder}/config.json is damaged or gone: put it back, or begin a new run"
+            ) from None
         now = json.loads(json.dumps(now, default=str))
         for name in now:
             if name not in ("images", "device", "data") and now[name] != before.get(name):
