@@ -101,14 +101,13 @@ class Run:
 
     def __enter__(self):
         with contextlib.ExitStack() as opened:
-            held = self.state.exists() or self.previous.exists()
-            if self.resume and not held:
+            if self.resume and not self._has_state():
                 raise UsageError(f"{self.folder} holds no run to resume: leave --resume out")
             if self.world.first:
                 self._lock(opened)
             if self.resume:
                 self._compare(asdict(self.config))
-            elif held or self.model.exists():
+            elif self._has_state() or self.model.exists():
                 raise UsageError(
                     f"{self.folder} holds a run: go on with --resume, or choose another --out"
                 )
@@ -124,6 +123,9 @@ class Run:
 
     def __exit__(self, *_) -> None:
         self._open.close()
+
+    def _has_state(self) -> bool:
+        return self.state.exists() or self.previous.exists()
 
     def _lock(self, opened: contextlib.ExitStack) -> None:
         try:

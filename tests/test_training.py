@@ -333,3 +333,16 @@ def test_a_class_that_no_model_file_may_hold_is_refused_before_training(tmp_path
     with pytest.raises(CxrError, match="a class's name must be"):
         run_of(tmp_path / "run", False, other(classes=("a", "b\x1b"))).__enter__()
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_that_began_and_ended_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    lock = training.locked
+
+    def late(path):
+        (path.parent / "state.safetensors").write_bytes(b"another's")
+        return lock(path)
+
+    monkeypatch.setattr(training, "locked", late)
+    with pytest.raises(UsageError, match="holds a run"):
+        run_of(tmp_path / "run", False).__enter__()
+    assert (tmp_path / "run" / "state.safetensors").read_bytes() == b"another's"
