@@ -91,9 +91,9 @@ def read_config(name: str, values: object, size: int):
         if key == "channels":
             whole = isinstance(value, list) and all(type(c) is int for c in value)
             low, high = (n + size.bit_length() for n in STAGES[name])
-            fit = whole and low <= len(value) <= high and all(1 <= c <= 1024 for c in value)
+            fit = whole and low <= len(value) <= high and all(1 <= c <= 512 for c in value)
             count = f"{high}" if low == high else f"{max(low, 1)} to {high}"
-            _need(fit, f"configs.{name}.{key}", f"{count} whole numbers from 1 to 1024")
+            _need(fit, f"configs.{name}.{key}", f"{count} whole numbers from 1 to 512")
         elif key == "dropout":
             _need(_is_number(value) and 0 <= value < 1, f"configs.{name}.{key}", "0 to below 1")
         else:
@@ -112,31 +112,26 @@ def read_config(name: str, values: object, size: int):
 @torch.no_grad()
 def rehearse(networks: dict[str, nn.Module], size: int) -> None:
     """Raises Misfit unless the networks, on the CPU, suit each other and images of this size, and
-    answer a grey image and a ramp with finite numbers."""
-    x = torch.stack([torch.zeros(1, size, size), torch.linspace(-1, 1, size).expand(1, size, size)])
-    dose, answers = torch.zeros(2), {}
+    answer a picture that is grey above and a ramp from black to white below with finite numbers."""
+    x = torch.linspace(-1, 1, size).repeat(1, 1, size, 1)
+    x[:, :, : size // 2] = 0
+    answers = {}
     if "classifier" in networks:
         _need(networks["classifier"].temperature > 0, "the temperature", "positive")
         answers["classifier"] = networks["classifier"](x)
     if "encoder" in networks:
         w1, z2 = networks["encoder"](x)
-        answers["encoder"] = torch.cat([w1.flatten(1), z2], 1).sum(1)
+        answers["encoder"] = torch.cat([w1.flatten(), z2.flatten()])
     if "generator" in networks:
         generator, config = networks["generator"], networks["generator"].config
         if "encoder" not in networks:
-            w1, z2 = generator.M1(torch.ones(2, config.z1)), torch.ones(2, config.z2)
-        image = generator(w1, z2, generator.noise(2, torch.Generator()))
-        if "encoder" in networks:
-            given = (getattr(networks["encoder"].config, k) for k in ("layers", "w", "z2"))
-            _need(
-                tuple(given) == (config.layers, config.w, config.z2),
-                "the encoder",
-                "the generator's",
-            )
-        _need(image.shape == x.shape, "the generator's image", f"{size} x {size}")
-        answers["generator"] = image.sum((1, 2, 3))
+            w1, z2 = generator.M1(torch.ones(1, config.z1)), torch.ones(1, config.z2)
+        shared = w1.shape[1:] == (config.layers, config.w) and z2.shape[1] == config.z2
+        _need(shared, "layers, w and z2", "the same in encoder and generator")
+        answers["generator"] = generator(w1, z2, generator.noise(1, torch.Generator()))
+        _need(answers["generator"].shape == x.shape, "the image", f"{size} x {size}")
     if "discriminator" in networks:
-        answers["discriminator"] = networks["discriminator"](x, dose)
+        answers["discriminator"] = networks["discriminator"](x, torch.zeros(1))
     for name, answer in answers.items():
         _need(bool(answer.isfinite().all()), f"the answer of the {name}", "finite")
 
