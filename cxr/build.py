@@ -7,19 +7,24 @@ references of `cxr.ops` instead.
 """
 
 import hashlib
+import importlib.util
+import json
 import os
 import platform
+import re
+import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import sysconfig
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from cxr import CxrError, UsageError, console
+from cxr.files import distrusted, locked, replacing, write_text
 
 PACKAGE = Path(__file__).parent
 SUFFIXES = {"cpu": (".cpp", ".h"), "cuda": (".cu", ".cuh", ".h")}  # of the sources
@@ -32,6 +37,16 @@ FLAGS = {
 NATIVE = ["-march=native", *(["-mprefer-vector-width=512"] if X86 else [])]  # this very processor
 PORTABLE = ["-mavx2", "-mfma", "-mf16c"] if X86 else []  # most processors
 DIGEST = hashlib.sha256().digest_size
+LIMIT = 300  # seconds for a build, and for waiting for another process's
+BUILD = """
+import json, sys
+from torch.utils import cpp_extension
+try:
+    cpp_extension.load(**json.loads(sys.argv[1]))
+except Exception as error:
+    sys.exit(str(error))
+"""
+NINJA = re.compile(r"\[\d+/\d+\]|FAILED: |ninja: |Error building extension")
 
 _status: tuple[str, str] | None = None
 
@@ -82,16 +97,21 @@ def _kinds() -> list[str]:
 
 def _load_native(kind: str) -> str:
     """Load the library from where it is, or make it; where it came from. Raises _Unavailable."""
+    from cxr import cache  # not above: setup.py imports this module, and may lack what it needs
+
     sources = _sources(kind)
     ahead = ahead_of_time(kind, sources)
     if _runs_portable(kind) and ahead.exists() and _loads(ahead):
         return f"built ahead of time: {ahead}"
     target = (*NATIVE, _processor()) if kind == "cpu" else (_architectures(),)
-    key = _hash(ahead.name, *FLAGS[kind], torch.__version__, *target)
-    entry = _cache() / f"kernels-{kind}-{key}.so"
-    if _intact(entry) and _loads(entry):
-        return f"compiled earlier: {entry}"
-    return _compile(kind, sources, entry)
+    name = f"kernels-{kind}-{_hash(ahead.name, *FLAGS[kind], torch.__version__, *target)}.so"
+    for folder in cache.cache_folders():
+        if _intact(folder / name) and _loads(folder / name):
+            return f"compiled earlier: {folder / name}"
+    try:
+        return _compile(kind, sources, cache.writable_folder() / name)
+    except (CxrError, OSError) as error:  # a full disk
+        raise _Unavailable(str(error))
 
 
 def _sources(kind: str) -> list[Path]:
@@ -144,11 +164,6 @@ def extensions() -> list:
     return found
 
 
-def _cache() -> Path:
-    xdg = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("CXRGAN_CACHE") or os.path.join(xdg, "cxrgan"))
-
-
 def _hash(*parts: str | bytes) -> str:
     """A name for what may not change without a new build."""
     parts = (part.encode() if isinstance(part, str) else part for part in parts)
@@ -187,110 +202,131 @@ def _loads(library: Path) -> bool:
 
 
 def _intact(entry: Path) -> bool:
-    """Whether a cached library is whole: loading half of one would end the process."""
+    """Whether a cached library is whole, as loading half of one would end the process, and cannot
+    be another user's, as loading it runs it."""
     try:
         data = entry.read_bytes()
+        whole = hashlib.sha256(data[:-DIGEST]).digest() == data[-DIGEST:]
+        return whole and distrusted(entry) is None
     except OSError:
         return False
-    return hashlib.sha256(data[:-DIGEST]).digest() == data[-DIGEST:]
 
 
 def _compile(kind: str, sources: list[Path], entry: Path) -> str:
-    """Compile and load, and leave the library in the cache as `entry`; where it came from."""
+    """Compile and load, and leave the library in the cache as `entry`; where it came from. Of
+    several processes one compiles; the others wait for it, and in vain at most `LIMIT`."""
     compiler = _compiler(kind)
-    failure = entry.with_name(f"{entry.stem}-{_hash(compiler)}.failed")
-    if failure.exists():
-        raise _Unavailable(f"{failure.read_text()} (delete {failure} to try again)")
-    folder = _own_folder(entry.parent)
-    time = "some ten seconds" if kind == "cpu" else "about a minute"
-    console.say(f"compiling the native kernels for {kind}, once; this takes {time}")
-    try:
-        library = _run_compiler(kind, _translation_units(kind, sources), folder)
-        data = library.read_bytes()
-        if _keep(data + hashlib.sha256(data).digest(), folder / "kept", entry):
-            return f"compiled now by {compiler}: {entry}"
-        return f"compiled for this run only by {compiler}: {entry.parent} cannot be written"
-    except _Unavailable as reason:
-        _keep(str(reason).encode(), folder / "kept", failure)
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    called = _hash(compiler, os.environ.get("CXX", ""))
+    failure = entry.with_name(f"{entry.stem}-{called}.failed")
+    with locked(entry.with_suffix(".lock"), LIMIT):
+        if _intact(entry) and _loads(entry):
+            return f"compiled by another process: {entry}"
+        if failure.exists():
+            raise _Unavailable(f"{failure.read_text()} (delete {failure} to try again)")
+        time = "some ten seconds" if kind == "cpu" else "about a minute"
+        console.say(f"compiling the native kernels for {kind}, once; this takes {time}")
+        try:
+            with replacing(entry, private=True) as library:
+                folder = library.with_name("build")
+                folder.mkdir()
+                data = _run_compiler(kind, _translation_units(kind, sources), folder).read_bytes()
+                library.write_bytes(data + hashlib.sha256(data).digest())
+        except _Unavailable as reason:
+            if "No space left" not in str(reason) and "quota" not in str(reason):
+                write_text(failure, str(reason))
+            raise
+    if not _loads(entry):
+        raise _Unavailable(f"{entry} was compiled, and cannot be loaded")
+    return f"compiled now by {compiler}: {entry}"
 
 
 def _compiler(kind: str) -> str:
     """The compiler that torch will call, and its version. Raises _Unavailable without it, ninja or
     setuptools; that is not remembered, since they may be installed."""
+    if not shutil.which("ninja", path=_environment(kind)["PATH"]):
+        raise _Unavailable("ninja is missing: pip install ninja")
+    if importlib.util.find_spec("setuptools") is None:
+        raise _Unavailable("setuptools is missing: pip install setuptools")
+    remedy = "install g++ or set CXX"
     try:
-        from torch.utils import cpp_extension  # slow to import, and needs setuptools
-
-        with _environment(kind):
-            cpp_extension.verify_ninja_availability()
-    except (ImportError, RuntimeError) as error:
-        raise _Unavailable(str(error))
-    command, remedy = os.environ.get("CXX", "c++"), "install g++ or set CXX"
+        command = shlex.split(os.environ.get("CXX") or "c++")
+    except ValueError:
+        raise _Unavailable(f"no compiler: CXX is '{os.environ['CXX']}', a quote is not closed")
     if kind == "cuda":
-        command = f"{cpp_extension.CUDA_HOME or '/usr/local/cuda'}/bin/nvcc"
+        from torch.utils import cpp_extension  # slow to import
+
+        command = [f"{cpp_extension.CUDA_HOME or '/usr/local/cuda'}/bin/nvcc"]
         remedy = "install the CUDA toolkit or set CUDA_HOME"
+    name = shlex.join(command)
     try:
-        answer = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        raise _Unavailable(f"no compiler: '{command}' does not run; {remedy}")
-    lines = answer.stdout.splitlines()
+        status, said = _run([*command, "--version"], 10)
+    except subprocess.TimeoutExpired:
+        raise _Unavailable(f"no compiler: '{name} --version' does not end; {remedy}")
+    except OSError:
+        status, said = 1, ""
+    if status:
+        raise _Unavailable(f"no compiler: '{name}' does not run; {remedy}")
+    lines = said.splitlines() or [name]
     return lines[0] if kind == "cpu" else f"nvcc, {lines[-1]}"
 
 
-def _own_folder(cache: Path) -> Path:
-    """A folder no other process builds in, where possible on the cache's file system."""
-    try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="build-", dir=cache))
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="cxrgan-"))
+def _run(command: list[str], limit: float, **options) -> tuple[int, str]:
+    """Exit status and output of a command, which is ended after `limit` seconds, with all that it
+    has started. Raises TimeoutExpired, and OSError where it cannot be started."""
+    kept = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    options |= {"text": True, "errors": "replace", "start_new_session": True}
+    with subprocess.Popen(command, **kept, **options) as process:
+        try:
+            said, _ = process.communicate(timeout=limit)
+            return process.returncode, said
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _run_compiler(kind: str, sources: list[str], folder: Path) -> Path:
-    from torch.utils import cpp_extension
-
+    """The library, compiled in a process of its own, which also tries to load it."""
+    name = f"cxrgan_{kind}"
+    options = {
+        "name": name,
+        "sources": sources,
+        "extra_cflags": FLAGS[kind] + (NATIVE if kind == "cpu" else []),
+        "extra_cuda_cflags": FLAGS["cuda"],
+        "build_directory": str(folder),
+        "with_cuda": kind == "cuda",
+        "is_python_module": False,
+    }
+    environment = _environment(kind)
+    if len(shlex.split(environment.get("CXX", ""))) > 1:  # such as `ccache g++`; torch takes a name
+        script = folder / "cxx"
+        script.write_text(f'#!/bin/sh\nexec {environment["CXX"]} "$@"\n')
+        script.chmod(0o700)
+        environment["CXX"] = str(script)
+    command = [sys.executable, "-c", BUILD, json.dumps(options)]
     try:
-        with _environment(kind):
-            library = cpp_extension.load(
-                f"cxrgan_{kind}",
-                sources,
-                extra_cflags=FLAGS[kind] + (NATIVE if kind == "cpu" else []),
-                extra_cuda_cflags=FLAGS["cuda"],
-                build_directory=str(folder),
-                with_cuda=kind == "cuda",
-                is_python_module=False,
-            )
-    except (RuntimeError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = (line for line in lines if "error: " in line or "nvcc fatal" in line)
-        raise _Unavailable(next(told, lines[0]))
-    return Path(library)
+        status, said = _run(command, LIMIT, env=environment, cwd=folder)
+    except subprocess.TimeoutExpired:
+        raise _Unavailable(f"the compiler had not ended after {LIMIT} seconds")
+    if status:
+        raise _Unavailable(
+            _first_error(said) or f"the compiler failed, and said nothing ({status})"
+        )
+    return folder / f"{name}.so"
 
 
-@contextmanager
-def _environment(kind: str) -> Iterator[None]:
-    """The ninja wheel's program on the path, where its environment may not be activated, and the
-    GPUs to compile for."""
-    before = dict(os.environ)
-    os.environ["PATH"] = before.get("PATH", "") + os.pathsep + sysconfig.get_path("scripts")
+def _first_error(said: str) -> str | None:
+    """The line that says why a build failed, not what ninja says and calls."""
+    lines = [line.strip() for line in said.splitlines()]
+    lines = [line for line in lines if line and " -o " not in line and not NINJA.match(line)]
+    told = (line for line in lines if re.search("error: |fatal", line, re.IGNORECASE))
+    return next(told, lines[-1] if lines else None)
+
+
+def _environment(kind: str) -> dict[str, str]:
+    """The environment of the build: the ninja wheel's program on the path, where its environment
+    may not be activated; messages in English; the GPUs to compile for."""
+    path = os.environ.get("PATH", "") + os.pathsep + sysconfig.get_path("scripts")
+    changes = {"PATH": path, "LC_ALL": "C.UTF-8", "TORCH_DONT_CHECK_COMPILER_ABI": "1"}
     if kind == "cuda":
-        os.environ["TORCH_CUDA_ARCH_LIST"] = _architectures()
-    try:
-        yield
-    finally:
-        for name in ("PATH", "TORCH_CUDA_ARCH_LIST"):
-            os.environ.pop(name, None)
-            if name in before:
-                os.environ[name] = before[name]
-
-
-def _keep(data: bytes, draft: Path, target: Path) -> bool:
-    """Put a file into the cache in one step; False if the cache cannot be written."""
-    try:
-        draft.write_bytes(data)
-        os.replace(draft, target)
-    except OSError:
-        return False
-    return True
+        changes["TORCH_CUDA_ARCH_LIST"] = _architectures()
+    return os.environ | changes

@@ -1,15 +1,18 @@
 """Images decoded once and kept in a cache, as one array that is read as it is needed."""
 
+import atexit
 import hashlib
 import json
 import os
+import pwd
+import shutil
 import tempfile
 import threading
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from cxr import CxrError, console, dicom, images
+from cxr.files import distrusted, replacing
 
 THREADS = 4
 BUDGET = 2**29  # bytes that all decoders together may need, whatever the number of cores
@@ -37,7 +41,7 @@ def packed(paths: Sequence[str], size: int, fit: str) -> tuple[np.ndarray, dict[
             LookupError,
         ):  # absent, or damaged: build it anew
             continue
-    return _build_entry(_writable_cache(), key, paths, size, fit)
+    return _build_entry(writable_folder(), key, paths, size, fit)
 
 
 def _cache_key(paths: Sequence[str], size: int, fit: str) -> str:
@@ -52,22 +56,62 @@ def _cache_key(paths: Sequence[str], size: int, fit: str) -> str:
 
 
 def cache_folders() -> list[Path]:
-    """Where decoded images may lie, best first; the last is there if the home is read-only."""
-    named = os.environ.get("CXRGAN_CACHE")
-    xdg = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    home = named or os.path.join(xdg, "cxrgan")
-    return [Path(home), Path(tempfile.gettempdir()) / f"cxrgan-{os.getuid()}"]
+    """This user's cache folders that exist, best first; none that others could have changed."""
+    return [place for place, private in _places() if os.path.isdir(place) and _ours(place, private)]
 
 
-def _writable_cache() -> Path:
-    for folder in cache_folders():
+def writable_folder() -> Path:
+    """The folder for what is cached now: the first that can be written, made if need be, else one
+    for this process alone. Raises CxrError if there is none."""
+    for place, private in _places():
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' images: not for all
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' images: not for all
         except OSError:
             continue
-        if os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    raise CxrError("no folder to keep decoded images in; set CXRGAN_CACHE to a writable one")
+        if _ours(place, private) and os.access(place, os.W_OK | os.X_OK):
+            return place
+    return _own_folder()
+
+
+def _ours(folder: Path, private: bool) -> bool:
+    """Whether only this user can have filled it and, if `private`, look into it; says why not."""
+    reason = distrusted(folder)
+    if not reason and private and folder.stat().st_mode & 0o077:
+        reason = f"{folder} is open to others"
+    if reason:
+        _warn_once(f"the cache {folder} is not used: {reason}")
+    return not reason
+
+
+def _places() -> list[tuple[Path, bool]]:
+    """Where a cache may lie, and whether it must be closed to others: CXRGAN_CACHE, else the
+    user's cache folder; the temporary directory, if the home is read-only or unknown."""
+    named = os.environ.get("CXRGAN_CACHE")
+    places = [(Path(named).absolute(), False)] if named else []
+    with suppress(KeyError):  # a user without an entry
+        home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
+        if not named and os.path.isabs(base):
+            places.append((Path(base) / "cxrgan", False))
+    return [*places, (Path(tempfile.gettempdir()) / f"cxrgan-{os.getuid()}", True)]
+
+
+@lru_cache
+def _own_folder() -> Path:
+    """A new folder, removed when the process ends."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="cxrgan-"))
+    except OSError:
+        raise CxrError(
+            "no folder to keep decoded images in; set CXRGAN_CACHE to a writable one"
+        ) from None
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@lru_cache
+def _warn_once(line: str) -> None:
+    console.warn(line)
 
 
 def _read_entry(folder: Path, key: str, count: int, size: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -99,21 +143,21 @@ def _build_entry(
     Each writes files of its own and then renames them. The list is renamed last: an entry
     without one does not count, so that a crash in between leaves nothing half-valid.
     """
-    own = folder / f"{key}.{uuid.uuid4().hex}"
     try:
-        with open(own, "wb") as file:
-            bad = _decode_into(file, paths, size, fit)
-        pixels = np.load(own, mmap_mode="r")  # stays this file, whoever renames another over it
-        os.replace(own, folder / f"{key}.npy")
-        own.write_text(json.dumps({"bad": list(bad.items()), "digest": _digest(pixels)}))
-        os.replace(own, folder / f"{key}.json")
-    except OSError as error:
+        with replacing(folder / f"{key}.npy", private=True) as own:
+            with open(own, "wb") as file:
+                bad = _decode_into(file, paths, size, fit)
+            pixels = np.load(own, mmap_mode="r")  # stays this file, whoever renames another over it
+        with replacing(folder / f"{key}.json", private=True) as own:
+            own.write_text(json.dumps({"bad": list(bad.items()), "digest": _digest(pixels)}))
+    except CxrError as error:
+        if not isinstance(error.__cause__, OSError):  # none of the images can be read
+            raise
+        reason = error.__cause__.strerror or error.__cause__
         raise CxrError(
-            f"{folder}: cannot keep the decoded images here ({error.strerror or error}); "
+            f"{folder}: cannot keep the decoded images here ({reason}); "
             "set CXRGAN_CACHE to a folder with room"
         ) from None
-    finally:
-        own.unlink(missing_ok=True)
     return pixels, bad
 
 

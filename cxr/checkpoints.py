@@ -6,8 +6,8 @@ else that `explain` and `evaluate` need.
 """
 
 import dataclasses
+import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,26 +19,11 @@ from torch import Tensor, nn
 
 from cxr import CxrError, UsageError, contract, own
 from cxr.files import replacing
-from cxr.networks import (
-    Classifier,
-    ClassifierConfig,
-    Discriminator,
-    DiscriminatorConfig,
-    Encoder,
-    EncoderConfig,
-    Generator,
-    GeneratorConfig,
-    grow,
-    outgrows,
-)
+from cxr.networks import grow, outgrows
+from cxr.schema import NETWORKS, Misfit, check_info, read_config, rehearse
 
 FORMAT = 1
-NETWORKS = {
-    "classifier": (Classifier, ClassifierConfig),
-    "encoder": (Encoder, EncoderConfig),
-    "generator": (Generator, GeneratorConfig),
-    "discriminator": (Discriminator, DiscriminatorConfig),
-}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # what weights are kept in
 
 
 @dataclass
@@ -106,37 +91,66 @@ class Model:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
-    """Read a model file, or a shipped model by its name (`pneumonia`), frozen and in fp32."""
+    """Read a model file, or a shipped model by its name (`pneumonia`), frozen and in fp32.
+
+    Nothing in it is run. Raises CxrError unless it is sound: the metadata first, then the tensors'
+    names and shapes, then what the networks answer.
+    """
     path = find_model(path)
     tensors, info = load(path)
-    if "configs" not in info:
-        raise CxrError(f"{path} is not a cxrgan model file: make one with `cxrgan train-cnn`")
-    if info.get("format") != FORMAT:
-        raise CxrError(f"{path} has format {info.get('format')}, this cxrgan reads format {FORMAT}")
+    _check_format(path, info)
     try:
+        check_info(info)
         networks = {
-            name: _rebuild(name, values, tensors).to(device)
+            name: _rebuild(name, read_config(name, values, info["size"]), tensors)
             for name, values in info.pop("configs").items()
         }
-        info["size"], info["fit"], info["classes"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        rehearse(networks, info["size"])
+        buffers = {k[8:]: v for k, v in tensors.items() if k.startswith("buffers.")}
+        _check_tensors(buffers, {"mean_image": (1, 1, info["size"], info["size"])}, "buffers")
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise CxrError(f"{path} is no model file this cxrgan can rebuild ({reason})") from None
-    buffers = {k[8:]: v.float().to(device) for k, v in tensors.items() if k.startswith("buffers.")}
-    if not all(value.isfinite().all() for value in tensors.values()):
-        raise CxrError(f"{path} holds weights that are not numbers: train again")
-    del info["format"]
-    return Model(networks, info, buffers, path)
+    networks = {name: network.to(device) for name, network in networks.items()}
+    return Model(networks, info, {k: v.float().to(device) for k, v in buffers.items()}, path)
 
 
-def _rebuild(name: str, config: dict, tensors: dict[str, Tensor]) -> nn.Module:
-    """A network from its config and the tensors under its name, in eval mode, frozen, in fp32."""
-    network_class, config_class = NETWORKS[name]
-    network = network_class(config_class(**{key: _tuple(value) for key, value in config.items()}))
+def _check_format(path: Path, info: dict) -> None:
+    """Take the format out of the metadata. Raises CxrError unless it is the one that is read."""
+    if "configs" not in info:
+        raise CxrError(f"{path} is not a cxrgan model file: make one with `cxrgan train-cnn`")
+    found = info.pop("format", None)
+    if found == FORMAT:
+        return
+    told = f"{path} has format {str(found)[:20]}, this cxrgan reads format {FORMAT}"
+    newer = isinstance(found, int) and found > FORMAT
+    raise CxrError(f"{told}: {'install a newer cxrgan' if newer else 'train the model again'}")
+
+
+def _check_tensors(tensors: dict[str, Tensor], shapes: dict[str, tuple], name: str) -> None:
+    """Raises Misfit unless all are finite floats, and those that are told have these shapes."""
+    for key, value in tensors.items():
+        if value.dtype not in FLOATS:
+            raise Misfit(f"{name}.{key} holds {value.dtype}")
+        if value.shape != shapes.get(key, value.shape):
+            raise Misfit(f"{name}.{key} has shape {list(value.shape)}, not {list(shapes[key])}")
+        if not value.isfinite().all():
+            raise Misfit(f"{name}.{key} holds weights that are not numbers: train again")
+
+
+def _rebuild(name: str, config, tensors: dict[str, Tensor]) -> nn.Module:
+    """A network from its config and the tensors under its name, in eval mode, frozen, in fp32.
+    Nothing is allocated before the tensors are known to be its own."""
+    with torch.device("meta"):
+        network = NETWORKS[name][0](config)
     prefix = name + "."
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    network.load_state_dict(own)
-    return network.float().eval().requires_grad_(False)
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    if unlike := sorted(own.keys() ^ shapes.keys()):
+        raise Misfit(f"{prefix}{unlike[0]} is {'missing' if unlike[0] in shapes else 'unknown'}")
+    _check_tensors(own, shapes, name)
+    network.to_empty(device="cpu").load_state_dict(own)
+    return network.eval().requires_grad_(False)
 
 
 def with_discriminator(model: Model, device: str | torch.device = "cpu") -> Model:
@@ -224,20 +238,30 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, {"cxrgan": json.dumps(metadata)})
-            os.chmod(temporary, 0o644)  # newer safetensors make it private
     except safetensors.SafetensorError as error:  # a full disk
         raise CxrError(f"{path}: cannot be written: {error}") from None
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """The tensors and the metadata of a file that `save` wrote."""
+    """The tensors and the metadata of a file that `save` wrote. Raises CxrError."""
     try:
         with safetensors.safe_open(str(path), "pt") as file:
             metadata = json.loads((file.metadata() or {}).get("cxrgan", "{}"))
+            if not isinstance(metadata, dict):
+                raise ValueError("its metadata are no dictionary")  # noqa: TRY004
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or ["empty"])[0]
         raise CxrError(f"cannot read {path} as safetensors ({reason}): is it whole?") from None
+
+
+def checksum(tensors: dict[str, Tensor], metadata: dict) -> str:
+    """A digest of tensors on the CPU, their names, types and shapes, and the metadata."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def pack(parts: dict[str, nn.Module | torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -271,10 +295,6 @@ def unpack(tensors: dict[str, Tensor], parts: dict[str, nn.Module | torch.optim.
                     moments[key] = torch.empty_like(weight).copy_(value)
 
 
-def _tuple(value):
-    return tuple(value) if isinstance(value, list) else value
-
-
 def contents(name: str) -> list[tuple[str, str]]:
     """Networks with their sizes, then everything that the metadata of a model file say.
 
@@ -291,7 +311,7 @@ def contents(name: str) -> list[tuple[str, str]]:
 def _leaves(tree: dict, above: str = "") -> Iterator[tuple[str, str]]:
     """Every leaf of nested dictionaries under its dotted name; an interval is one leaf."""
     for name, value in tree.items():
-        if isinstance(value, dict) and "low" in value:
+        if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
             interval = f"{_text(value['low'])} to {_text(value['high'])}"
             yield above + name, f"{_text(value['value'])} ({interval})"
         elif isinstance(value, dict):

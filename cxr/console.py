@@ -28,7 +28,7 @@ class Bar:
         self._progress.advance(self._task, count)
 
     def note(self, text: str) -> None:
-        self._progress.update(self._task, note=text)
+        self._progress.update(self._task, note=plain(text))
 
 
 @contextmanager
@@ -60,17 +60,25 @@ class _Rate(TextColumn):
 
 def table(title: str, header: tuple[str, ...], rows: list[tuple]) -> None:
     """Print a small table on stdout; every cell is shown through `str`."""
-    grid = Table(title=Text(title), title_justify="left")  # Text: a name may hold [brackets]
+    grid = Table(title=Text(plain(title)), title_justify="left")  # Text: names hold [brackets]
     for name in header:
-        grid.add_column(name, overflow="fold")  # nothing is cut
+        grid.add_column(Text(plain(name)), overflow="fold")  # nothing is cut
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(Text(plain(cell)) for cell in row))
     out.print(grid)
+
+
+def plain(value: object) -> str:
+    """A text on one line that cannot steer the terminal: what is not printable (Unicode's control,
+    format and separator characters, lone surrogates) is shown as its escape, such as `\\x1b`."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)
+    )
 
 
 def say(line: str) -> None:
     """One plain line on stderr, never wrapped."""
-    err.print(line, soft_wrap=True, highlight=False, markup=False)
+    err.print(plain(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def warn(line: str) -> None:
@@ -102,7 +110,7 @@ def explanation(path: Path, folder: Path, numbers: dict) -> None:
         ("completeness error", number(numbers["completeness_error"])),
         ("written to", folder),
     ]
-    table(click.format_filename(path.name), ("explanation", ""), rows)
+    table(path.name, ("explanation", ""), rows)
 
 
 def explained(path: Path, folder: Path, numbers: dict, replaced: bool, as_json: bool) -> None:

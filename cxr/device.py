@@ -81,5 +81,5 @@ def machine() -> list[tuple[str, str]]:
         ("CPU threads", str(torch.get_num_threads())),
         ("kernels", ": ".join(build.status())),
         ("shipped models", ", ".join(checkpoints.shipped()) or "none"),
-        ("cache", str(cache.cache_folders()[0])),
+        ("cache", str(cache.writable_folder())),
     ]

@@ -51,7 +51,9 @@ def complain(error: Exception) -> int:
         line, status = "out of memory: take a smaller --batch or --preset", 1
     else:
         raise error
-    line = " ".join(line.split("\n"))
+    from cxr.console import plain  # after a failure: it is slow to import
+
+    line = plain(" ".join(line.split("\n")))
     click.echo(line if status == INTERRUPTED else f"error: {line}", err=True)
     return status
 

@@ -74,15 +74,15 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     )
     for split in datasets.SPLITS:  # a class that is missing is told before hours of training
         data.by_class(split)
-    run = Run(out, config, resume, world)
-    trainer = Trainer(config, data, device, world)
-    if resume:
-        trainer.progress = run.restore(trainer.parts())
-    loop(trainer, run, "train-cnn")
-    trainer.ema.load_state_dict(trainer.best.state_dict())
-    model = finish(trainer.ema, data, config, trainer.progress)
-    if world.first:
-        model.save(run.model)
+    with Run(out, config, data, resume, world) as run:
+        trainer = Trainer(config, data, device, world)
+        if resume:
+            trainer.progress = run.restore(trainer.parts(), trainer.progress)
+        loop(trainer, run, "train-cnn")
+        trainer.ema.load_state_dict(trainer.best.state_dict())
+        model = finish(trainer.ema, data, config, trainer.progress)
+        if world.first:
+            model.save(run.model)
     world.close()
     return model
 

@@ -76,11 +76,11 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
         mean = classifier.mean_image(data)
         model.buffers["mean_image"] = mean.to(device)
         model.info["thresholds"]["likeness"] = classifier.likeness_threshold(data, mean)
-    run = Run(out, config, resume, world)
-    trainer = Trainer(config, data, model, device, world, run)
-    if resume:
-        trainer.restore()
-    loop(trainer, run, "train-gan")
+    with Run(out, config, data, resume, world) as run:
+        trainer = Trainer(config, data, model, device, world, run)
+        if resume:
+            trainer.restore()
+        loop(trainer, run, "train-gan")
     world.close()
     return trainer.model
 
@@ -179,10 +179,11 @@ class Trainer:
         }  # fmt: skip
 
     def restore(self) -> None:
-        """Go on from the saved state, if classifier and data are still the same."""
-        logits, self.progress = self.progress["logits"], self.run.restore(self.parts())
-        if not np.allclose(logits, self.progress.setdefault("logits", logits), atol=0.01):
-            raise UsageError("this run was begun with another classifier or other data")
+        """Go on from the saved state, if the classifier is still the same."""
+        begun = self.progress
+        self.progress = self.run.restore(self.parts(), begun)
+        if not np.allclose(begun["logits"], self.progress["logits"], atol=0.01):
+            raise UsageError("this run was begun with another classifier")
 
     @property
     def step_number(self) -> int:

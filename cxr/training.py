@@ -6,6 +6,7 @@ several processes can take its share of one global draw.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cxr import CxrError, UsageError, checkpoints, console
-from cxr.files import write_text
+from cxr.datasets import Dataset
+from cxr.files import append_text, keep, locked, write_text
+from cxr.patients import SPLITS
+from cxr.schema import Misfit, check_classes
 
 
 class World:
@@ -78,71 +82,209 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 class Run:
-    """A run folder: `config.json`, `log.jsonl`, `state.safetensors`, the model file, samples."""
+    """A run folder, written by one process at a time: `config.json`, `log.jsonl`, the model file,
+    samples, and the state with the one before it.
 
-    def __init__(self, folder: str | Path, config, resume: bool, world: World):
-        self.folder, self.world = Path(folder), world
+    Within its context the folder is locked. `data` is what the run trains on: a digest of it is
+    kept in the state, so that a run goes on with the same images, wherever they lie by then.
+    """
+
+    def __init__(self, folder: str | Path, config, data: Dataset, resume: bool, world: World):
+        self.folder, self.world, self.config = Path(folder), world, config
         self.state = self.folder / "state.safetensors"
+        self.previous = self.folder / "state.previous.safetensors"
         self.model = self.folder / "model.safetensors"
-        if resume:
-            self._compare(asdict(config))
-        elif self.state.exists() or self.model.exists():
-            raise UsageError(f"{folder} holds a run: go on with --resume, or choose another --out")
-        if world.first:
+        self.data, self.resume = data, resume
+        self.digests = digests(data)
+        self.sound = False  # whether `state` is one to go back to
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self):
+        with contextlib.ExitStack() as opened:
+            if self.resume and not self._has_state():
+                raise UsageError(f"{self.folder} holds no run to resume: leave --resume out")
+            if self.world.first:
+                self._lock(opened)
+            if self.resume:
+                self._compare(asdict(self.config))
+            elif self._has_state() or self.model.exists():
+                raise UsageError(
+                    f"{self.folder} holds a run: go on with --resume, or choose another --out"
+                )
+            try:
+                check_classes(self.data.classes)
+            except Misfit as misfit:  # the model file could not be read
+                raise CxrError(f"{self.data.name}: {misfit}") from None
+            if not self.resume:
+                self._begin([])
+            self.world.any(False)  # nobody writes a state before all have looked for one
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._open.close()
+
+    def _has_state(self) -> bool:
+        return self.state.exists() or self.previous.exists()
+
+    def _lock(self, opened: contextlib.ExitStack) -> None:
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(
-                self.folder / "config.json", json.dumps(asdict(config), indent=1, default=str)
+            holder = opened.enter_context(locked(self.folder / "run.lock"))
+        except OSError as error:
+            raise CxrError(f"{self.folder}: cannot be written: {error.strerror}") from None
+        if holder:
+            raise UsageError(
+                f"{self.folder} is in use by {holder}: wait for its end, or choose another --out"
             )
-            if not resume:
-                write_text(self.folder / "log.jsonl", "")
-        world.any(False)  # nobody goes on, and writes a state, before all have looked for one
+
+    def _begin(self, rows: list[dict]) -> None:
+        """Write the options of now, and the log so far."""
+        if self.world.first:
+            text = json.dumps(asdict(self.config), indent=1, default=str)
+            write_text(self.folder / "config.json", text)
+            write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _compare(self, now: dict) -> None:
-        """A run goes on as it began; only its length may change."""
-        if not self.state.exists():
-            raise UsageError(f"{self.folder} holds no run to resume: leave --resume out")
+        """A run goes on as it began; only its length, and where its data lie, may change."""
         try:
             before = json.loads((self.folder / "config.json").read_text())
-        except ValueError:
-            raise CxrError(f"{self.folder}/config.json is damaged: begin a new run") from None
+            before.items()
+        except (OSError, ValueError, RecursionError, AttributeError):
+            raise CxrError(
+                f"{self.folder}/config.json is damaged or gone: put it back, or begin a new run"
+            ) from None
         now = json.loads(json.dumps(now, default=str))
         for name in now:
-            if name not in ("images", "device") and now[name] != before.get(name):
+            if name not in ("images", "device", "data") and now[name] != before.get(name):
                 raise UsageError(
                     f"{self.folder} was begun with {name} = {before.get(name)}, not {now[name]}: "
                     "resume with the same options"
                 )
 
     def save(self, parts: dict, progress: dict) -> None:
-        """Write the state; `progress` is what the loop needs besides tensors."""
-        if self.world.first:
-            checkpoints.save(self.state, checkpoints.pack(parts), progress)
+        """Write the state, and keep the one before; `progress` is what the loop needs besides
+        tensors."""
+        if not self.world.first:
+            return
+        if self.sound:
+            keep(self.state, self.previous)
+        tensors = {k: v.detach().cpu() for k, v in checkpoints.pack(parts).items()} | self.digests
+        told = {**progress, "checksum": checkpoints.checksum(tensors, progress)}
+        checkpoints.save(self.state, tensors, told)
+        self.sound = True
 
-    def restore(self, parts: dict) -> dict:
-        """Put the state back, cut the log back to it, and return its progress."""
-        tensors, progress = checkpoints.load(self.state)
+    def restore(self, parts: dict, begun: dict) -> dict:
+        """Put the state back, cut the log back to it, and return its progress; `begun` is the
+        progress of a new run. If the state is damaged, the one before it serves.
+
+        Raises CxrError if both are, UsageError if the data are others."""
+        rows = self.rows()
+        try:
+            tensors, progress = self._read(self.state, begun)
+            self.sound = True
+        except CxrError as damage:
+            if self.state.is_dir() or not self.previous.exists():
+                raise
+            tensors, progress = self._read(self.previous, begun)
+            console.warn(f"{damage}; going on from the one before, of {progress['images']} images")
+        held = {name: tensors.pop(name) for name in self.digests if name in tensors}
+        if unlike := held and differences(held, self.digests, self.data):
+            raise UsageError(f"{self.folder} was begun with other data: {unlike}")
         try:
             checkpoints.unpack(tensors, parts)
         except (RuntimeError, ValueError, KeyError):
-            raise CxrError(f"{self.state} is another version's or damaged: begin anew") from None
-        if self.world.first:
-            rows = [row for row in self.rows() if row["images"] <= progress["images"]]
-            write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            raise CxrError(f"{self.state} is of another version of cxrgan: begin anew") from None
+        self._begin([row for row in rows if row["images"] <= progress["images"]])
         return progress
+
+    def _read(self, path: Path, begun: dict) -> tuple[dict[str, Tensor], dict]:
+        """The tensors and the progress of a state. Raises CxrError if it is damaged."""
+        tensors, progress = checkpoints.load(path)
+        found = progress.pop("checksum", None)
+        older = found is None and not self.digests.keys() & tensors.keys()
+        sound = older or found == checkpoints.checksum(tensors, progress)
+        if not (sound and _alike(progress, begun) and _is_place(progress, self.config.batch)):
+            raise CxrError(f"{path} is damaged")
+        if not all(value.isfinite().all() for value in tensors.values()):
+            raise CxrError(f"{path} is damaged: it holds weights that are not numbers")
+        if older:
+            console.warn(f"{path} is of an older cxrgan: that its data are these is not checked")
+        return tensors, progress
 
     def log(self, row: dict) -> None:
         """Append a line to the log."""
         if self.world.first:
-            with open(self.folder / "log.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_text(self.folder / "log.jsonl", json.dumps(row) + "\n")
 
     def rows(self) -> list[dict]:
-        """The log so far; a last line that a crash cut short is left out."""
-        path, rows = self.folder / "log.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):
+        """The log so far, without a last line that a crash cut short. Raises CxrError if another
+        line is damaged."""
+        path = self.folder / "log.jsonl"
+        if not path.exists():
+            console.warn(f"{path} is missing: the log begins anew")
+            return []
+        lines, rows = path.read_bytes().split(b"\n"), []
+        for number, line in enumerate(lines, 1):
+            try:
                 rows.append(json.loads(line))
+                rows[-1]["images"] + 0  # a number
+            except (ValueError, TypeError, KeyError, RecursionError):
+                if number < len(lines):
+                    raise CxrError(
+                        f"{path}, line {number} is damaged: mend or remove the file, and resume"
+                    ) from None
         return rows
+
+
+def _alike(progress: dict, begun: dict) -> bool:
+    """Whether all that a new run counts is there, as finite numbers or lists of as many."""
+    for name, start in begun.items():
+        values = progress.get(name)
+        starts = start if isinstance(start, list) else [start]
+        values = values if isinstance(start, list) else [values]
+        if not isinstance(values, list) or len(values) != len(starts):
+            return False
+        if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+            return False
+    return True
+
+
+def _is_place(progress: dict, batch: int) -> bool:
+    """Whether a run can have seen so many images."""
+    images = progress["images"]
+    return type(images) is int and 0 <= images < 10**12 and images % batch == 0
+
+
+def digests(data: Dataset) -> dict[str, Tensor]:
+    """What the state keeps of the data, [N] each: a digest of the pixels, the label, the split."""
+    pixels = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in data.images]
+    return {
+        "data.pixels": torch.tensor([int.from_bytes(d, "little", signed=True) for d in pixels]),
+        "data.labels": torch.from_numpy(data.labels.astype("uint8")),
+        "data.splits": torch.tensor([SPLITS.index(s) for s in data.splits], dtype=torch.uint8),
+    }
+
+
+def differences(before: dict[str, Tensor], now: dict[str, Tensor], data: Dataset) -> str:
+    """In what the data of now are not those of before; nothing if they are the same."""
+    old, new = before["data.pixels"], now["data.pixels"]
+    if len(new) != len(old):
+        more = "more" if len(new) > len(old) else "fewer"
+        return f"{abs(len(new) - len(old))} images {more} than the {len(old)} of then"
+    a, b = old.argsort(stable=True), new.argsort(stable=True)
+    if not torch.equal(old[a], new[b]):
+        a = b = torch.arange(len(new))  # others lie in their places
+    found = []
+    for name in now:
+        rows = (before[name][a] != now[name][b]).nonzero()[:, 0]
+        if len(rows):
+            first = Path(data.paths[b[rows].min()]).name
+            what = name.removeprefix("data.")
+            found.append(f"{what} of {len(rows)} images differ (the first: {first})")
+    if not found and not torch.equal(old, new):
+        found = ["the images are the same, in another order"]
+    return ", ".join(found)
 
 
 def loop(trainer, run: Run, title: str) -> None:

@@ -1,5 +1,12 @@
 """Decoded images in the cache: a changed byte is seen; one bad file ends no folder."""
 
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,3 +67,88 @@ def test_decoders_together_stay_within_the_budget(paths, monkeypatch):
 def test_a_file_larger_than_the_budget_is_still_read(paths, monkeypatch):
     monkeypatch.setattr(cache, "BUDGET", 10)
     assert len(cache.packed(paths, 32, "crop")[0]) == 2
+
+
+# Whose cache it is
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A temporary directory of its own, a home that cannot be written; where the cache would lie."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.delenv("CXRGAN_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    cache._own_folder.cache_clear()
+    cache._warn_once.cache_clear()
+    yield tmp_path / "tmp" / f"cxrgan-{os.getuid()}"
+    cache._own_folder.cache_clear()
+
+
+def test_the_temporary_folder_is_closed_to_others(temporary):
+    assert cache.writable_folder() == temporary
+    assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
+    assert cache.cache_folders() == [temporary]
+
+
+@pytest.mark.parametrize("planted", ["open", "link", "owner"])
+def test_a_planted_temporary_folder_is_not_used(temporary, tmp_path, monkeypatch, planted, capsys):
+    if planted == "link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        temporary.symlink_to(tmp_path / "theirs")
+    else:
+        temporary.mkdir(mode=0o755 if planted == "open" else 0o700)
+    if planted == "owner":
+        distrusted = cache.distrusted
+        monkeypatch.setattr(
+            cache, "distrusted", lambda p: "theirs" if p == temporary else distrusted(p)
+        )
+    own = cache.writable_folder()
+    assert own != temporary and own == cache.writable_folder() and own.parent == temporary.parent
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert cache.cache_folders() == [] and list(temporary.iterdir()) == []
+    assert capsys.readouterr().err.count("is not used: ") == 1
+
+
+def test_a_named_cache_that_others_may_write_is_not_used(temporary, paths, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRGAN_CACHE", str(tmp_path / "shared"))
+    cache.packed(paths, 32, "crop")
+    (array,) = (tmp_path / "shared").glob("*.npy")
+    np.save(array, np.zeros((2, 32, 32), np.uint8))
+    (tmp_path / "shared").chmod(0o777)
+    pixels, _ = cache.packed(paths, 32, "crop")
+    assert pixels.any() and len(list(temporary.glob("*.npy"))) == 1
+
+
+def test_arrays_are_for_this_user_alone(paths, tmp_path):
+    cache.packed(paths, 32, "crop")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "cache").iterdir()}
+    assert modes == {0o600}
+
+
+@pytest.mark.parametrize("home", ["", "relative", None])
+def test_without_a_home_nothing_is_put_below_the_working_folder(
+    temporary, tmp_path, monkeypatch, home
+):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(cache.pwd, "getpwuid", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    assert cache.writable_folder() == temporary and set(tmp_path.iterdir()) == before
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache.writable_folder() == temporary and set(tmp_path.iterdir()) == before
+
+
+def test_a_folder_for_one_process_is_removed_at_its_end(tmp_path):
+    code = (
+        "from cxr import cache; folder = cache._own_folder(); (folder / 'x').touch(); print(folder)"
+    )
+    command = [sys.executable, "-c", code]
+    env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(cache.__file__).parents[1])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert str(tmp_path) in done.stdout and list(tmp_path.iterdir()) == []

@@ -1,8 +1,10 @@
+import copy
 import pickle
 
 import pytest
 import safetensors
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from cxr import CxrError, UsageError, checkpoints, ops
@@ -145,6 +147,109 @@ def test_a_model_file_that_cannot_be_rebuilt_is_refused_in_one_line(model_file, 
     with pytest.raises(CxrError, match="rebuild|not numbers") as caught:
         checkpoints.load_model(tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+DEEP = {}
+for _ in range(50):
+    DEEP = {"deeper": DEEP}
+
+NONSENSE = {
+    "size": [-1, 0, 33, "32", 32.0, 10**6, [], None, True, 64],
+    "fit": [3, "x", None, []],
+    "classes": [[], ["a"], ["a", "a"], ["a", "b", "c"], [0, 1], "ab", {"a": 1, "b": 2}, None]
+    + [["NORMAL", name] for name in ("", "\x1b[31mX", "a\nb", "\u202e", "\ud800", "x" * 10**5)],
+    "logits": [[], [1.0], [1.0, 1.0], [5.0, -5.0], [float("nan"), 1.0], [0, float("inf")]]
+    + [["a", "b"], [True, 2], [[1], 2], "12", 10**400, [0, 10**400], None],
+    "thresholds": [[], "x", {"ssim": "x"}, {"likeness": float("nan")}, {"ssim": None}, None],
+    "fold": [-1, 10, 1.5, "0", None, True],
+    "split": [5, []],
+    "provenance": [[], "x", None, DEEP],
+    "metrics": [5, None],
+    "configs": [[], None, 5, "x", {"oracle": {}}, {"classifier": None}, {"classifier": []}],
+    "format": [2, 0, "1", None, [], float("inf")],
+    "configs.classifier.channels": [[], [16], [0] * 3, [-8] * 3, [10**9] * 3, "x", [1.5] * 3]
+    + [[16, 24, 32] * 50, [16, 24, True], [16, 24, 20], None],
+    "configs.classifier.blocks": [0, -1, 10**9, 1.5, "1", None, 2],
+    "configs.classifier.dropout": [1, -0.1, "x", float("nan"), None],
+    "configs.encoder.layers": [0, 3, 10**9],
+    "configs.encoder.z2": [8],
+    "configs.encoder.channels": [[16, 24], [16, 24, 32, 40]],
+    "configs.generator.noisy": ["x", -1, [1]],
+    "configs.generator.convs": [0, 2, 10**9],
+    "configs.generator.channels": [[32, 32, 24], [32, 32, 24, 16, 8]],
+    "configs.discriminator.group": [0, -1, 10**9, "x"],
+}
+
+
+@pytest.mark.parametrize("place", NONSENSE)
+def test_metadata_that_make_no_sense_are_refused_in_one_line(model_file, tmp_path, place):
+    tensors, info = checkpoints.load(model_file)
+    for value in NONSENSE[place]:
+        spoilt = copy.deepcopy(info)
+        node, (*above, last) = spoilt, place.split(".")
+        for key in above:
+            node = node[key]
+        node[last] = value
+        checkpoints.save(tmp_path / "m", tensors, spoilt)
+        with pytest.raises(CxrError) as caught:
+            checkpoints.load_model(tmp_path / "m")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400, value
+
+
+def test_names_that_are_not_known_are_left_alone(model, model_file, tmp_path):
+    tensors, info = checkpoints.load(model_file)
+    tensors["extra.tensor"] = torch.ones(1)
+    checkpoints.save(tmp_path / "m", tensors, {**info, "extra": [1, {"a": None}]})
+    assert checkpoints.load_model(tmp_path / "m").info == {**model.info, "extra": [1, {"a": None}]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda t: t.update({"classifier.head.bias": torch.ones(2)}), "has shape .2., not .1."),
+        (lambda t: t.update({"classifier.nosuch": torch.ones(2)}), "nosuch is unknown"),
+        (lambda t: t.update({"classifier.temperature": torch.tensor(1)}), "holds torch.int64"),
+        (lambda t: t["classifier.temperature"].fill_(-1), "temperature must be positive"),
+        (lambda t: t["classifier.temperature"].fill_(1e-45), "answer of the classifier"),
+        (lambda t: t["encoder.disease.weight"].fill_(3e38), "answer of the encoder"),
+        (lambda t: t["generator.const"].fill_(3e38), "answer of the generator"),
+        (lambda t: t["discriminator.hidden.weight"].fill_(3e38), "answer of the discriminator"),
+        (
+            lambda t: t.update({"buffers.mean_image": torch.ones(1, 1, 8, 8)}),
+            "mean_image has shape",
+        ),
+        (lambda t: t["buffers.mean_image"].fill_(float("inf")), "not numbers"),
+    ],
+)
+def test_tensors_that_do_not_fit_or_answer_are_refused(model_file, tmp_path, spoil, reason):
+    tensors, info = checkpoints.load(model_file)
+    spoil(tensors)
+    checkpoints.save(tmp_path / "m", tensors, info)
+    with pytest.raises(CxrError, match=reason) as caught:
+        checkpoints.load_model(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_newer_format_says_to_install_a_newer_cxrgan(model_file, tmp_path):
+    tensors, info = checkpoints.load(model_file)
+    for number, remedy in ((2, "install a newer cxrgan"), (0, "train the model again")):
+        checkpoints.save(tmp_path / "m", tensors, {**info, "format": number})
+        with pytest.raises(CxrError, match=f"format {number}.*{remedy}"):
+            checkpoints.load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("text", ["null", "5", "[]", '"configs"', "", "{", "[" * 10**5, "1" * 5000])
+def test_metadata_that_are_no_dictionary_are_refused_in_one_line(tmp_path, text):
+    save_file({"a": torch.ones(1)}, tmp_path / "m", {"cxrgan": text})
+    with pytest.raises(CxrError) as caught:
+        checkpoints.load_model(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+def test_loading_a_model_draws_no_random_number(model_file):
+    before = torch.get_rng_state()
+    checkpoints.load_model(model_file)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_classifier_without_a_gradient_is_refused(tmp_path):

@@ -20,7 +20,8 @@ def trainer(xrays, own_classifier, folder, **options):
     model = checkpoints.load_classifier(spec, 32)
     world = training.World(torch.device("cpu"))
     data = train_gan.open_data(config, model)
-    run = training.Run(folder, config, False, world)
+    folder.mkdir(exist_ok=True)
+    run = training.Run(folder, config, data, False, world)
     return Trainer(config, data, model, torch.device("cpu"), world, run)
 
 

@@ -3,9 +3,11 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -158,3 +160,189 @@ def test_processes_share_each_block_without_gap_or_overlap(blocks):
     shares = [training.World.share(world, drawn, blocks).chunk(blocks) for world in worlds]
     for i, block in enumerate(drawn.chunk(blocks)):
         assert torch.equal(torch.cat([share[i] for share in shares]), block)
+
+
+# The run folder, without the training
+
+
+@dataclass(frozen=True)
+class Options:
+    data: str
+    batch: int = 4
+
+
+DATA = SimpleNamespace(
+    images=np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4),
+    labels=np.array([0, 0, 0, 1, 1, 1]),
+    splits=np.array(["train"] * 6),
+    paths=tuple(f"folder/{name}.png" for name in "abcdef"),
+    classes=("NORMAL", "SICK"),
+    name="x",
+)
+
+
+def run_of(folder, resume, data=DATA):
+    world = SimpleNamespace(first=True, any=bool)
+    return training.Run(folder, Options(data.name), data, resume, world)
+
+
+def write_state(folder, value, resume=True):
+    part = torch.nn.Linear(1, 1)
+    with run_of(folder, resume) as run:
+        if resume:
+            run.restore({"part": part}, {"images": 0})
+        torch.nn.init.constant_(part.weight, value)
+        run.save({"part": part}, {"images": 4 * value})
+        run.log({"images": 4 * value})
+
+
+def read_state(folder, data=DATA):
+    part = torch.nn.Linear(1, 1)
+    with run_of(folder, True, data) as run:
+        progress = run.restore({"part": part}, {"images": 0})
+    assert progress["images"] == 4 * part.weight.item()
+    return part.weight.item()
+
+
+def other(**changes):
+    return SimpleNamespace(**{**vars(DATA), **changes})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run with a state of 4 images and one before it, of 0."""
+    write_state(tmp_path / "run", 0, resume=False)
+    write_state(tmp_path / "run", 1)
+    return tmp_path / "run"
+
+
+def contents(folder):
+    return {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir()}
+
+
+def edit(path, change):
+    tensors, told = checkpoints.load(path)
+    change(tensors, told)
+    checkpoints.save(path, tensors, told)
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "byte": flip_a_byte,
+    "no checksum": lambda path: edit(path, lambda t, told: told.pop("checksum")),
+    "nan": lambda path: edit(path, lambda t, told: t["part.weight"].fill_(float("nan"))),
+    "count a text": lambda path: edit(path, lambda t, told: told.update(images="x")),
+    "count too large": lambda path: edit(path, lambda t, told: told.update(images=10**18)),
+    "no count": lambda path: edit(path, lambda t, told: told.pop("images")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_gives_way_to_the_one_before(folder, capsys, damage):
+    DAMAGE[damage](folder / "state.safetensors")
+    assert read_state(folder) == 0
+    warning = capsys.readouterr().err
+    assert "going on from the one before, of 0 images" in warning
+    assert training.Run.rows(SimpleNamespace(folder=folder)) == [{"images": 0}]
+    write_state(folder, 2)
+    DAMAGE[damage](folder / "state.safetensors")
+    assert read_state(folder) == 0  # the damaged one never takes the place of the sound one
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_without_a_sound_state_nothing_is_overwritten(folder, damage):
+    for name in ("state.safetensors", "state.previous.safetensors"):
+        DAMAGE[damage](folder / name)
+    before = contents(folder)
+    with pytest.raises(CxrError) as caught:
+        read_state(folder)
+    assert "\n" not in str(caught.value)
+    assert {**contents(folder), "run.lock": 0} == {**before, "run.lock": 0}
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl"])
+@pytest.mark.parametrize(
+    "rubbish", [b"[]\n", b"\xff\n", b'{"images": "x"}\n', b"{\n", b"[" * 10**5]
+)
+def test_a_damaged_log_or_config_is_named_and_left(folder, name, rubbish):
+    (folder / name).write_bytes(rubbish + b"5\n")
+    before = contents(folder)
+    with pytest.raises((CxrError, UsageError), match=f"{name}.* is damaged"):
+        read_state(folder)
+    assert {**contents(folder), "run.lock": 0} == {**before, "run.lock": 0}
+
+
+def test_a_missing_log_is_said(folder, capsys):
+    (folder / "log.jsonl").unlink()
+    assert read_state(folder) == 1
+    assert "log.jsonl is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": np.array([1, 1, 1, 0, 1, 1])}, "labels of 4 images differ .the first: a.png"),
+        ({"splits": np.array(["train"] * 5 + ["val"])}, "splits of 1 images differ .*f.png"),
+        ({"images": DATA.images // 80}, "pixels of 6 images differ"),
+        ({"images": DATA.images[::-1], "labels": DATA.labels[::-1]}, "same, in another order"),
+        ({"images": DATA.images[::-1]}, "labels of 6 images differ"),
+        (
+            {name: getattr(DATA, name)[:4] for name in ("images", "labels", "splits", "paths")},
+            "2 images fewer than the 6",
+        ),
+    ],
+)
+def test_a_resume_with_other_data_says_what_differs(folder, change, said):
+    before = contents(folder)
+    with pytest.raises(UsageError, match=said):
+        read_state(folder, other(**change))
+    assert contents(folder)["state.safetensors"] == before["state.safetensors"]
+
+
+def test_the_same_data_in_a_folder_of_another_name_go_on(folder):
+    moved = other(name="y", paths=tuple("elsewhere/" + path for path in DATA.paths))
+    assert read_state(folder, moved) == 1
+
+
+def test_a_state_of_before_the_digests_goes_on_with_a_warning(folder, capsys):
+    path = folder / "state.safetensors"
+    tensors, told = checkpoints.load(path)
+    old = {name: value for name, value in tensors.items() if not name.startswith("data.")}
+    checkpoints.save(path, old, {"images": told["images"]})
+    assert read_state(folder) == 1
+    assert "of an older cxrgan" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_folder_is_told_who_holds_it(folder):
+    before = contents(folder)
+    with run_of(folder, True), pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
+        read_state(folder)
+    assert {**contents(folder), "run.lock": 0} == {**before, "run.lock": 0}
+    assert read_state(folder) == 1
+
+
+def test_a_class_that_no_model_file_may_hold_is_refused_before_training(tmp_path):
+    with pytest.raises(CxrError, match="a class's name must be"):
+        run_of(tmp_path / "run", False, other(classes=("a", "b\x1b"))).__enter__()
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_that_began_and_ended_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    lock = training.locked
+
+    def late(path):
+        (path.parent / "state.safetensors").write_bytes(b"another's")
+        return lock(path)
+
+    monkeypatch.setattr(training, "locked", late)
+    with pytest.raises(UsageError, match="holds a run"):
+        run_of(tmp_path / "run", False).__enter__()
+    assert (tmp_path / "run" / "state.safetensors").read_bytes() == b"another's"

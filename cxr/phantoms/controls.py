@@ -66,11 +66,12 @@ def no_cnn(arm: Arm, folder: Path) -> Model:
     device, out = prepare(config.device), folder / "gan"
     world, resume = World(device), begun(out)
     model = load_classifier(config.classifier, arm.plan.size, device)
-    run = Run(out, config, resume, world)
-    trainer = LabelTrainer(config, train_gan.open_data(config, model), model, device, world, run)
-    if resume:
-        trainer.restore()
-    loop(trainer, run, "train-gan")
+    data = train_gan.open_data(config, model)
+    with Run(out, config, data, resume, world) as run:
+        trainer = LabelTrainer(config, data, model, device, world, run)
+        if resume:
+            trainer.restore()
+        loop(trainer, run, "train-gan")
     return arm.load(out)
 
 

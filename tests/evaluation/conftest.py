@@ -29,7 +29,8 @@ def saved():
 
     def save(model, path, **info):
         classifier = {"classifier": model.classifier}
-        Model(classifier, {**model.info, **info}, model.buffers).save(path)
+        buffers = {} if "size" in info else model.buffers  # the mean image has the model's size
+        Model(classifier, {**model.info, **info}, buffers).save(path)
         return path
 
     return save
