@@ -107,7 +107,7 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
     """
     from cxr import console
     from cxr.checkpoints import load_model
-    from cxr.own import is_own
+    from cxr.cnn.own import is_own
     from cxr.train_gan import Config, train
 
     first = console.quiet_unless_first()
@@ -138,9 +138,10 @@ def check_cnn(context, cnn: str, data: str | None, as_json: bool, **options) -> 
     CNN is FILE.py:FUNCTION, whose author's code is run; FILE.pt2 (torch.export), FILE.pt
     (TorchScript) or a model file, whose is not. Without DATA, random lungs are shown.
     """
-    from cxr import check_cnn, console
+    from cxr import console
+    from cxr.cnn import check
 
-    numbers = check_cnn.check_cnn(cnn, data, **options)
+    numbers = check.check_cnn(cnn, data, **options)
     console.print_json(numbers) if as_json else console.checks(cnn, numbers)
     context.exit(1 if numbers["failed"] else 0)
 

@@ -66,7 +66,13 @@ setup(
     },
     entry_points={"console_scripts": ["cxrgan=cxrgan:main"]},
     py_modules=["cxrgan"],
-    packages=["cxr", "cxr.evaluation", "cxr.phantoms", *(f"cxr.{name}" for name in inner)],
+    packages=[
+        "cxr",
+        "cxr.cnn",
+        "cxr.evaluation",
+        "cxr.phantoms",
+        *(f"cxr.{name}" for name in inner),
+    ],
     package_dir={f"cxr.{name}": name for name in inner},
     package_data={
         "cxr.weights": ["*.safetensors", "*.md", "discriminators/*", "samples/*.png"],

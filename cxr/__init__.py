@@ -16,9 +16,9 @@ class UsageError(CxrError):
 
 
 def __getattr__(name: str):
-    """`cxr.adapt`, which needs torch, when it is asked for."""
-    if name == "adapt":
-        from cxr.adapter import adapt
+    """`cxr.adapt` and `cxr.IMAGENET`, which need torch, when they are asked for."""
+    if name in ("adapt", "IMAGENET"):
+        from cxr.cnn import adapter
 
-        return adapt
+        return getattr(adapter, name)
     raise AttributeError(f"module 'cxr' has no attribute {name!r}")

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cxr import CxrError, memory
+from cxr import CxrError
+from cxr.cnn import memory
 
 TOLERANCE = 0.01  # completeness error at which an integral counts as converged
 MAX_STEPS = 1024

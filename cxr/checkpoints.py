@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, contract, own
+from cxr import CxrError, UsageError
+from cxr.cnn import contract, own
 from cxr.files import replacing
 from cxr.networks import grow, outgrows
 from cxr.schema import NETWORKS, Misfit, check_info, read_config, rehearse

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cxr import CxrError, UsageError, adapter, contract, memory, programs
-from cxr.adapter import IMAGENET, Adapted, Answer
-from cxr.guard import guard
+from cxr import CxrError, UsageError
+from cxr.cnn import adapter, contract, memory, programs
+from cxr.cnn.adapter import IMAGENET, Adapted, Answer
+from cxr.cnn.guard import guard
 
 FOREIGN = (".pt2", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".onnx", ".h5", ".keras")
 FORMS = {

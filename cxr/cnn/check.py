@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import attribution, contract, memory, metrics, own
-from cxr.adapter import Resize
+from cxr import attribution, metrics
 from cxr.checkpoints import load_model
 from cxr.classifier import predict, to_tensor
+from cxr.cnn import contract, memory, own
+from cxr.cnn.adapter import Resize
 from cxr.datasets import Dataset, open_dataset
 from cxr.device import prepare
 from cxr.explain import default_model

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cxr import CxrError, contract
-from cxr.adapter import adapt
+from cxr import CxrError
+from cxr.cnn import contract
+from cxr.cnn.adapter import adapt
 
 
 class CNN(nn.Module):

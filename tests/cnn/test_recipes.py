@@ -8,7 +8,7 @@ import torch
 
 from cxr import checkpoints
 
-TEXT = (Path(__file__).parents[1] / "docs" / "own-cnn.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "own-cnn.md").read_text()
 RECIPES = dict(re.findall(r"### (\w+)\n\n```python\n(.*?)```", TEXT, re.DOTALL))
 PACKAGES = {"torchvision": "torchvision", "timm": "timm", "MONAI": "monai"}
 PACKAGES["TorchXRayVision"] = "torchxrayvision"

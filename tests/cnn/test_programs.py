@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from cxr import CxrError, UsageError, checkpoints, explain, own
+from cxr import CxrError, UsageError, checkpoints, explain
+from cxr.cnn import own
 
 
 def network(channels=3, answers=1):

@@ -7,8 +7,9 @@ from click.testing import CliRunner
 from torch import nn
 
 import cxrgan
-from cxr import CxrError, UsageError, checkpoints, memory
-from cxr.own import Own, read_input
+from cxr import CxrError, UsageError, checkpoints
+from cxr.cnn import memory
+from cxr.cnn.own import Own, read_input
 
 CNNS = """
 import argparse, sys

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxr import CxrError
-from cxr.adapter import Answer
+from cxr.cnn.adapter import Answer
 
 SAME = 1e-3  # of 1 + |logit|: what arithmetic in another order may change
 COPIES = 4  # of each image, to see whether it always gets one answer

@@ -5,7 +5,7 @@ from torch import nn
 
 import cxr
 from cxr import CxrError, UsageError
-from cxr.adapter import IMAGENET, Adapted, adapt, inputs, log_odds
+from cxr.cnn.adapter import IMAGENET, Adapted, adapt, inputs, log_odds
 
 NAMES = ("NORMAL", "PNEUMONIA", "COVID")
 

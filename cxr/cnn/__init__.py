@@ -1,0 +1,1 @@
+"""What lies between a CNN of the user's own and the logit that is explained."""
