@@ -84,8 +84,7 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     preset = config.preset if config.preset in fitting else fitting[-1]
     console.follow(
         *("train-gan", data, "--classifier", str(path), "--preset", preset),
-        negative=config.negative,
-        patient_pattern=config.patient_pattern,
+        **config.asked(),
     )
 
 
@@ -176,14 +175,14 @@ def explain(
     """
     from cxr import console
     from cxr import explain as explainer
-    from cxr import images as pictures
+    from cxr.data.folders import names_apart
 
     loaded = explainer.load_explainer(model, classifier, device, target, classifier_input)
     paths, status = gather(images or [explainer.sample_image(model)])
     results, failed = [], []
     bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
     with stopping() as stopped, bars as bar:
-        for path, name in zip(paths, pictures.names_apart(paths)):
+        for path, name in zip(paths, names_apart(paths)):
             folder = Path(out) / name
             try:
                 explanation = explainer.explain(path, loaded, **options)

@@ -69,6 +69,7 @@ setup(
     packages=[
         "cxr",
         "cxr.cnn",
+        "cxr.data",
         "cxr.evaluation",
         "cxr.phantoms",
         *(f"cxr.{name}" for name in inner),

@@ -97,7 +97,9 @@ def _kinds() -> list[str]:
 
 def _load_native(kind: str) -> str:
     """Load the library from where it is, or make it; where it came from. Raises _Unavailable."""
-    from cxr import cache  # not above: setup.py imports this module, and may lack what it needs
+    from cxr.data import (
+        cache,  # not above: setup.py imports this module, and may lack what it needs
+    )
 
     sources = _sources(kind)
     ahead = ahead_of_time(kind, sources)

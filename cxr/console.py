@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,6 +75,13 @@ def plain(value: object) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)
     )
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Names with commas between them, long ones cut, and how many there are beyond `most`."""
+    names = [name if len(name) <= 60 else f"{name[:59]}…" for name in map(str, names)]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def say(line: str) -> None:

@@ -1,19 +1,18 @@
-"""Labelled folders or a CSV of X-rays -> packed arrays, patient-wise splits, balanced batches."""
+"""Labelled folders or tables of X-rays -> packed arrays, patient-wise splits, balanced batches."""
 
-import csv
-import re
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from cxr import CxrError, UsageError, cache, console, images
-from cxr.patients import SPLITS, patient_of, split_of
-
-PATIENT_COLUMNS = {"patient", "patientid", "patientkey", "subject", "subjectid", "sub"}
-NEGATIVE_NAMES = {"normal", "negative", "nofinding", "healthy", "control", "0"}
+from cxr import CxrError, UsageError, console
+from cxr.data import cache
+from cxr.data.listing import Item, list_data
+from cxr.data.patients import SPLIT_RULE, SPLITS
+from cxr.data.spreadsheet import Reading
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Dataset:
 
     images: uint8 [N, R, R], read-only and memory-mapped; labels: int64 [N], 1 is positive;
     patients, splits ("train", "val" or "test") and paths: one per image; classes: the negative
-    and the positive class, the latter joined by "+" where there are several; name: for tables.
+    and the positive class; name: for tables; rule: how the splits were made.
     """
 
     images: np.ndarray
@@ -46,6 +45,7 @@ class Dataset:
     paths: tuple[str, ...]
     classes: tuple[str, str]
     name: str
+    rule: str = SPLIT_RULE
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,50 +90,36 @@ class Dataset:
 
 
 def open_dataset(
-    data: str | Path,
-    size: int,
-    fit: str = "crop",
-    negative: str | None = None,
-    patient_pattern: str | None = None,
-    fold: int = 0,
+    data: str | Path, size: int, fit: str = "crop", fold: int = 0, **reading: str | None
 ) -> Dataset:
-    """Open a folder with one sub-folder per class, or a CSV with columns path,label[,patient].
+    """Open a folder with one sub-folder per class, or a table with a column of paths and one of
+    labels.
 
     Images are decoded once, to `size` x `size` pixels by `images.load(path, size, fit)`, into a
-    cache. `negative` names the healthy class against all the rest; by default it is known by its
-    name (NORMAL, no_finding, healthy...). For `patient_pattern` see `patient_of`; a patient named
-    in the CSV goes first. `fold` is of `split_of`. Unreadable images are counted and left out with a warning.
+    cache. `fold` is of `split_of`; `reading` has the fields of `Reading`, such as `negative`, the
+    healthy class. What is left out, how the patients were told, and images that stand in two
+    classes or splits are said.
 
-    Raises UsageError if DATA does not exist, the negative class cannot be told or the pattern is
-    unfit; CxrError if the CSV is malformed, there are fewer than two classes, or one is left empty.
+    Raises UsageError if DATA does not exist or an option has to say how to read it; CxrError if it
+    is malformed, there are fewer than two classes, or one is left without a readable image.
     """
-    data = Path(data)
-    if data.is_dir():
-        items = list(_folder_items(data, patient_pattern))
-    elif data.is_file():
-        items = list(_csv_items(data, patient_pattern))
-    else:
-        raise UsageError(f"{data}: no such folder or CSV file")
-    classes = sorted({item.label for item in items})
-    if len(classes) < 2:
-        raise CxrError(
-            f"{data}: two classes are needed, images of {len(classes)} found ({', '.join(classes)})"
-            "; expected is a sub-folder for each class, or a CSV of path,label"
-        )
-    healthy = _negative_class(classes, negative)
+    listing = list_data(Path(data), Reading(**reading), fold)
+    items = listing.items
     pixels, bad = cache.packed([item.path for item in items], size, fit)
-    _report_bad(items, bad, classes)
+    _report_bad(items, bad, listing.classes)
     items = [item for row, item in enumerate(items) if row not in bad]
-    patients = tuple(item.patient for item in items)
-    return Dataset(
+    dataset = Dataset(
         images=pixels,
-        labels=np.array([item.label != healthy for item in items], dtype=np.int64),
-        patients=patients,
-        splits=np.array([split_of(patient, fold) for patient in patients]),
+        labels=np.array([item.label for item in items], dtype=np.int64),
+        patients=tuple(item.patient for item in items),
+        splits=np.array([item.split for item in items]),
         paths=tuple(item.path for item in items),
-        classes=(healthy, "+".join(name for name in classes if name != healthy)),
-        name=data.stem,
+        classes=listing.classes,
+        name=Path(data).stem,
+        rule=listing.rule,
     )
+    _report_twins(dataset)
+    return dataset
 
 
 def balanced_batch(
@@ -156,75 +142,7 @@ def balanced_batch(
     return np.random.default_rng((seed, 2, step)).permutation(np.concatenate(drawn))
 
 
-class _Item(NamedTuple):
-    path: str
-    label: str
-    patient: str
-
-
-def _folder_items(data: Path, pattern: str | None) -> Iterator[_Item]:
-    """Every image below each class's folder, in an order that no file system decides."""
-    for folder in sorted(data.iterdir()):
-        if folder.name.startswith(".") or not folder.is_dir():
-            continue
-        try:
-            found = images.find_images(folder)
-        except CxrError:  # notes or leftovers: no class
-            continue
-        for path in found:
-            yield _Item(str(path), folder.name, patient_of(path.relative_to(data), pattern))
-
-
-def _csv_items(table: Path, pattern: str | None) -> Iterator[_Item]:
-    seen = set()
-    for number, line in _csv_lines(table):
-        name, label = line["path"], line["label"]
-        if not name or not label:
-            raise CxrError(f"{table}, line {number}: path and label must both be filled in")
-        if name in seen:
-            raise CxrError(f"{table}, line {number}: {name} is listed twice; keep one of the lines")
-        seen.add(name)
-        patient = line.get("patient") or patient_of(name, pattern)
-        yield _Item(str(table.parent / name), label, patient)
-
-
-def _csv_lines(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, {column: value}) for each line below the header, stripped of blanks."""
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [_column(name) for name in next(reader, [])]
-            if missing := [name for name in ("path", "label") if name not in header]:
-                raise CxrError(
-                    f"{table}: the first line lacks the column {' and '.join(missing)}; it must "
-                    f"read path,label[,patient], and reads {','.join(header)[:80] or '(nothing)'}"
-                )
-            for line in filter(None, reader):
-                cells = [cell.strip() for cell in line] + [""] * (len(header) - len(line))
-                yield reader.line_num, dict(zip(header, cells))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise CxrError(f"{table}: not a CSV file in UTF-8 ({error})") from None
-
-
-def _column(name: str) -> str:
-    """A column's name as we call it: `patient` under its usual names, others in small letters."""
-    name = name.strip().lower()
-    return "patient" if re.sub(r"[\W_]", "", name) in PATIENT_COLUMNS else name
-
-
-def _negative_class(classes: Sequence[str], negative: str | None) -> str:
-    listed = ", ".join(classes)
-    if negative is not None:
-        if negative not in classes:
-            raise UsageError(f"--negative {negative}: no such class; there are {listed}")
-        return negative
-    known = [name for name in classes if re.sub(r"[\W_]", "", name).lower() in NEGATIVE_NAMES]
-    if len(known) != 1:
-        raise UsageError(f"which class is healthy? Say --negative CLASS, one of: {listed}")
-    return known[0]
-
-
-def _report_bad(items: Sequence[_Item], bad: dict[int, str], classes: Sequence[str]) -> None:
+def _report_bad(items: Sequence[Item], bad: dict[int, str], classes: Sequence[str]) -> None:
     if not bad:
         return
     first = ", ".join(items[row].path for row in list(bad)[:10])
@@ -234,5 +152,27 @@ def _report_bad(items: Sequence[_Item], bad: dict[int, str], classes: Sequence[s
         f"(the first: {next(iter(bad.values()))})"
     )
     left = {item.label for row, item in enumerate(items) if row not in bad}
-    if empty := [name for name in classes if name not in left]:
+    if empty := [name for label, name in enumerate(classes) if label not in left]:
         raise CxrError(f"no readable image is left of class {', '.join(empty)}")
+
+
+def twins(dataset: Dataset) -> list[list[int]]:
+    """Groups of rows whose pictures are identical, to the pixel."""
+    rows = defaultdict(list)
+    for row, image in enumerate(dataset.images):
+        rows[hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()].append(row)
+    return [group for group in rows.values() if len(group) > 1]
+
+
+def _report_twins(dataset: Dataset) -> None:
+    """Warn of identical pictures that stand in two classes or two splits."""
+    groups = twins(dataset)
+    for what, values in (("classes", dataset.labels), ("splits", dataset.splits)):
+        apart = [group for group in groups if len({values[row] for row in group}) > 1]
+        if apart:
+            a = apart[0][0]
+            b = next(row for row in apart[0] if values[row] != values[a])
+            console.warn(
+                f"{len(apart):,} identical pictures stand in two {what}: the first are "
+                f"{dataset.paths[a]} and {dataset.paths[b]}"
+            )

@@ -9,7 +9,8 @@ import os
 
 import torch
 
-from cxr import UsageError, build, cache, checkpoints
+from cxr import UsageError, build, checkpoints
+from cxr.data import cache
 
 
 def find_device(name: str = "auto") -> torch.device:

@@ -4,21 +4,17 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 import png
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from cxr import CxrError, UsageError, console, dicom
+from cxr import CxrError, UsageError, console
+from cxr.data import dicom, folders
 
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
-    *(".dcm", ".dicom"),
-)
 FORMATS = (
     "PNG",
     "JPEG",
@@ -165,7 +161,7 @@ def load_mask(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
 
 
 def find_images(path: str | Path) -> list[Path]:
-    """The file itself, or every image below a folder (by SUFFIXES), sorted, hidden ones left out.
+    """The file itself, or every image below a folder, sorted; what is left out there is said.
 
     Raises CxrError when there is no such path or the folder holds no image.
     """
@@ -174,35 +170,11 @@ def find_images(path: str | Path) -> list[Path]:
         if not os.path.exists(path):
             raise CxrError(f"{path}: no such file or folder")
         return [path]
-    found = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
-    if not found:
-        raise CxrError(f"{path}: holds no image (looked for {' '.join(SUFFIXES)})")
-    return found
-
-
-def names_apart(paths: Sequence[Path]) -> list[str]:
-    """A folder's name for each image: its stem, with its own folder's name or a number where
-    another image has that name already. It is never hidden, and never leaves its folder."""
-    names: dict[str, str] = {}  # the keys as a file system that ignores case sees them
-    for path in paths:
-        stem, parent = (_folder_name(s) for s in (path.stem, path.absolute().parent.name))
-        tries = chain((stem, f"{parent}_{stem}"), (f"{stem}_{n}" for n in count(2)))
-        name = next(name for name in tries if name.casefold() not in names)
-        names[name.casefold()] = name
-    return list(names.values())
-
-
-def _folder_name(name: str) -> str:
-    """The name without control characters, separators, dots in front, and what is too long."""
-    kept = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
-    kept = kept.encode(errors="replace")[:100].decode(errors="ignore")
-    return kept.strip(". ") or "image"
+    found = folders.scan(path)
+    found.report(path)
+    if not found.files:
+        raise CxrError(f"{path}: holds no image")
+    return found.files
 
 
 def _is_dicom(path: Path) -> bool:
@@ -217,10 +189,7 @@ def _is_dicom(path: Path) -> bool:
         raise CxrError(f"cannot be opened: {error.strerror}") from None
     if not head:
         raise CxrError("the file is empty (0 bytes)")
-    bare = (
-        head[:2] in (b"\x02\0", b"\x08\0") and head[3:4] == b"\0"
-    )  # its first element, no preamble
-    return head[128:] == b"DICM" or bare or path.suffix.lower() in (".dcm", ".dicom")
+    return folders.is_dicom_head(head) or path.suffix.lower() in (".dcm", ".dicom")
 
 
 @contextmanager

@@ -147,8 +147,17 @@ data_options = stack(
     click.option(
         "--negative",
         metavar="CLASS",
-        help="Name of the healthy class; all other classes count as diseased.",
+        help="Name of the healthy class; without --positive, all others count as diseased.",
     ),
+    click.option(
+        "--positive",
+        metavar="CLASS",
+        help="Name of the diseased class or finding, or a table's column of 0 and 1; without "
+        "--negative, all others count as healthy.",
+    ),
+    click.option("--path-column", metavar="NAME", help="A table's column of image files."),
+    click.option("--label-column", metavar="NAME", help="A table's column of classes."),
+    click.option("--patient-column", metavar="NAME", help="A table's column of patients."),
     click.option(
         "--patient-pattern",
         metavar="REGEX",

@@ -21,21 +21,19 @@ from cxr.classifier import (
     predict,
     to_tensor,
 )
+from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset
 from cxr.device import half_precision, prepare, rng
 from cxr.networks import PRESETS, Classifier
-from cxr.patients import SPLIT_RULE
 from cxr.training import Run, World, loop, update_ema
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Reading):
     data: str
     preset: str = "cxr64"
     size: int | None = None  # pixels; the preset's
     fit: str = "crop"
-    negative: str | None = None
-    patient_pattern: str | None = None
     fold: int = 0  # of ten, for cross-validation
     start: str | None = None  # a model whose weights are the first
     batch: int = 64
@@ -64,14 +62,8 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     world = World(device)
     if config.batch % world.size:
         raise UsageError(f"--batch {config.batch} cannot be shared by {world.size} processes")
-    data = datasets.open_dataset(
-        config.data,
-        config.pixels,
-        config.fit,
-        config.negative,
-        config.patient_pattern,
-        config.fold,
-    )
+    asked = config.data, config.pixels, config.fit, config.fold
+    data = datasets.open_dataset(*asked, **config.asked())
     for split in datasets.SPLITS:  # a class that is missing is told before hours of training
         data.by_class(split)
     with Run(out, config, data, resume, world) as run:
@@ -183,7 +175,7 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
         "size": config.pixels,
         "fit": config.fit,
         "classes": list(data.classes),
-        "split": SPLIT_RULE,
+        "split": data.rule,
         "fold": config.fold,
         "provenance": {"data": data.name, "counts": data.counts(), "classifier": seen},
         "metrics": {"classifier": classifier_metrics(network, data, "test", device)},

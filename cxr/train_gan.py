@@ -25,6 +25,7 @@ from cxr import (
 )
 from cxr.checkpoints import Model, load_classifier, start_from
 from cxr.classifier import predict, to_tensor
+from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset
 from cxr.device import half_precision, prepare, rng
 from cxr.networks import PRESETS, Discriminator, Encoder, Generator
@@ -35,14 +36,12 @@ FIT_EVERY = 128  # steps between fits of the random structures to those found
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Reading):
     data: str
     classifier: str
-    target: str | None = None  # of its classes
-    classifier_input: str | None = None
     preset: str = "cxr64"
-    negative: str | None = None
-    patient_pattern: str | None = None
+    target: str | None = None  # of the classifier's classes
+    classifier_input: str | None = None
     start: str | None = None  # a model whose weights are the first
     batch: int = 16
     images: int = 400_000  # that training sees
@@ -91,15 +90,8 @@ def open_data(config: Config, model: Model) -> Dataset:
     if size != PRESETS[config.preset].size:
         raise UsageError(f"the classifier sees {size} pixels: choose the preset of that size")
     classes = model.info.get("classes", [config.negative])
-    negative = config.negative or classes[0]
-    data = datasets.open_dataset(
-        config.data,
-        size,
-        model.info.setdefault("fit", "crop"),
-        negative,
-        config.patient_pattern,
-        model.info.get("fold", 0),
-    )
+    prepared = size, model.info.setdefault("fit", "crop"), model.info.get("fold", 0)
+    data = datasets.open_dataset(config.data, *prepared, **config.asked(classes[0]))
     if model.info.setdefault("classes", list(data.classes)) != list(data.classes):
         told, held = (" and ".join(names) for names in (classes, data.classes))
         raise UsageError(f"the classifier tells {told} apart, the data hold {held}")

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cxr import CxrError, UsageError, checkpoints, console
+from cxr.data.patients import SPLITS
 from cxr.datasets import Dataset
 from cxr.files import append_text, keep, locked, write_text
-from cxr.patients import SPLITS
 from cxr.schema import Misfit, check_classes
 
 

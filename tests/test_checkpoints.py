@@ -210,7 +210,13 @@ def test_names_that_are_not_known_are_left_alone(model, model_file, tmp_path):
         (lambda t: t.update({"classifier.nosuch": torch.ones(2)}), "nosuch is unknown"),
         (lambda t: t.update({"classifier.temperature": torch.tensor(1)}), "holds torch.int64"),
         (lambda t: t["classifier.temperature"].fill_(-1), "temperature must be positive"),
-        (lambda t: t["classifier.temperature"].fill_(1e-45), "answer of the classifier"),
+        (
+            lambda t: [
+                t["classifier.head.bias"].fill_(3e38),
+                t["classifier.temperature"].fill_(0.1),
+            ],
+            "answer of the classifier",
+        ),
         (lambda t: t["encoder.disease.weight"].fill_(3e38), "answer of the encoder"),
         (lambda t: t["generator.const"].fill_(3e38), "answer of the generator"),
         (lambda t: t["discriminator.hidden.weight"].fill_(3e38), "answer of the discriminator"),

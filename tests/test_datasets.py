@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cxr.patients import patient_of, split_of
 from PIL import Image
 
 import cxr
 from cxr import CxrError, UsageError, images
 from cxr.datasets import balanced_batch, open_dataset
-from cxr.patients import patient_of, split_of
 
 
 @pytest.fixture(autouse=True)

@@ -27,13 +27,13 @@ def check_cnn(
     size: int = 128,
     target: str | None = None,
     classifier_input: str | None = None,
-    negative: str | None = None,
-    patient_pattern: str | None = None,
     device: str = "auto",
+    **reading: str | None,
 ) -> dict:
     """Check a CNN on DATA, or on random lungs of the model that ships.
 
-    Parameters are those of `load_classifier` and `open_dataset`; size: R, that of the GAN.
+    Parameters are those of `load_classifier`, `reading` those of `open_dataset`; size: R, that of
+    the GAN.
 
     Returns {"form": what the file is, and whether its author's code runs; "checks": {name: the line
     that says what to change, or None}; "failed": their count; "auroc": {value, low, high, n} or
@@ -44,7 +44,7 @@ def check_cnn(
         network, form = own.load(spec, size, device, target, classifier_input), own.form(spec)
     else:
         network, form = load_model(spec, device).classifier, "a model file: no code"
-    dataset = data and open_dataset(data, size, "crop", negative, patient_pattern)
+    dataset = data and open_dataset(data, size, **reading)
     x = _images(dataset, size, device)
     checks, auroc, numbers = contract.breaches(network, x), None, {}
     if not any(checks.values()):

@@ -26,6 +26,9 @@ SEEN = {  # how the model's own data set was used, split by split
     "val": "these patients chose its weights and its temperature: the numbers flatter it a little",
     "all": "it was trained on most of these patients: the numbers flatter it",
 }
+RESPLIT = (
+    "its data were split in another way when it was trained: patients it has seen may be among these"
+)
 EXPLAINER = {"encoder", "generator"}
 
 
@@ -150,6 +153,9 @@ def _about(inputs: Inputs, split: str, options: Options) -> dict:
     model, data = inputs.model, inputs.data
     rows = data.rows(split)
     trained_on = model.info["provenance"].get("data") == data.name
+    notes = [SEEN[split]] if trained_on and split in SEEN else []
+    if trained_on and split != "all" and model.info.get("split") != data.rule:
+        notes.append(RESPLIT)
     return {
         "model": str(model.path),
         "classifier": model.info.get("foreign", "the model's own"),
@@ -158,7 +164,7 @@ def _about(inputs: Inputs, split: str, options: Options) -> dict:
         "classes": list(data.classes),
         "images": [int(np.sum(data.labels[rows] == label)) for label in (0, 1)],
         "patients": len({data.patients[row] for row in rows}),
-        "notes": [SEEN[split]] if trained_on and split in SEEN else [],
+        "notes": notes,
         "versions": versions(),
         "oracle": options.oracle,
         "feature_space": None,

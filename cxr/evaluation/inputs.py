@@ -10,6 +10,7 @@ from torch import nn
 from cxr import UsageError
 from cxr.checkpoints import Model, load_model, with_discriminator
 from cxr.classifier import to_tensor
+from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset, open_dataset
 from cxr.device import prepare
 from cxr.evaluation import journal
@@ -19,8 +20,9 @@ from cxr.explanation import versions
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to evaluate.
+class Options(Reading):
+    """How to evaluate, and how the data are read: `negative` or `positive`, if its classes are not
+    called what the model's are.
 
     masks, lungs : folders with a mask of the disease, of the lungs, called like its image
     classifier : another classifier than the model's, or a user's own that the model was trained
@@ -29,8 +31,6 @@ class Options:
     oracle : an independently trained classifier, as `load_classifier` takes it
     limit : how many images of the split are explained, drawn by chance; by default all
     refine : steps of each inversion
-    negative : the healthy class of the data, if its classes are not called what the model's are
-    patient_pattern : as in `open_dataset`
     resume : go on with the evaluation in the folder
     """
 
@@ -43,8 +43,6 @@ class Options:
     limit: int | None = None
     refine: int = 60
     seed: int = 0
-    negative: str | None = None
-    patient_pattern: str | None = None
     device: str = "auto"
     resume: bool = False
 
@@ -95,7 +93,7 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
         )
         same_patients("--classifier", loaded.info.get("foreign_fold"), loaded)
     _ = loaded.classifier  # says itself what to do where it is missing
-    dataset = _open_data(loaded, data, options.negative, options.patient_pattern)
+    dataset = _open_data(loaded, data, options)
     return Inputs(
         model=loaded,
         data=dataset,
@@ -106,18 +104,13 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
     )
 
 
-def _open_data(model: Model, data: str | Path, negative: str | None, pattern: str | None):
+def _open_data(model: Model, data: str | Path, options: Options) -> Dataset:
     """The data set, prepared as the model's training images were."""
     info = model.info
-    dataset = open_dataset(
-        data,
-        info["size"],
-        info["fit"],
-        negative or info["classes"][0],
-        pattern,
-        info.get("fold", 0),
-    )
-    if negative is None and dataset.classes != tuple(info["classes"]):
+    prepared = info["size"], info["fit"], info.get("fold", 0)
+    dataset = open_dataset(data, *prepared, **options.asked(info["classes"][0]))
+    named = options.negative or options.positive
+    if not named and dataset.classes != tuple(info["classes"]):
         raise UsageError(
             f"{data} holds {' and '.join(dataset.classes)}, the model tells "
             f"{' from '.join(info['classes'])}: if they mean the same, name the healthy class "

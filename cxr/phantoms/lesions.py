@@ -12,7 +12,6 @@ import numpy as np
 from cxr import CxrError, UsageError, console
 from cxr.files import replacing
 from cxr.film import write_png
-from cxr.patients import patient_of
 from cxr.phantoms.thorax import Anatomy, Structure, anatomy_of, clouds, film, letter, ramp, shrink
 
 SIZES = (32, 64, 128, 256)
@@ -160,7 +159,7 @@ class Sample:
         return {
             "path": path,
             "label": self.label,
-            "patient": patient_of(path),
+            "patient": f"document:{self.name}",  # as cxr.data.patients tells it
             "index": self.index,
             "size": self.size,
             "marker": "yes" if self.marker else "no",

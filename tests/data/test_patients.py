@@ -1,7 +1,7 @@
 import pytest
+from cxr.patients import PATIENT_PATHS, patient_of
 
 from cxr.datasets import open_dataset
-from cxr.patients import PATIENT_PATHS, patient_of
 
 
 @pytest.mark.parametrize("name, _, example, patient", PATIENT_PATHS)

@@ -57,6 +57,12 @@ def spacing(path: Path) -> list[float] | None:
     return _spacing(_open(path, stop_before_pixels=True))
 
 
+def patient_id(path: Path) -> str | None:
+    """The PatientID of a DICOM file, if it has one. Raises CxrError, and what a damaged file raises."""
+    header = _open(path, stop_before_pixels=True, specific_tags=["PatientID"])
+    return str(header.get("PatientID") or "").strip() or None
+
+
 def _spacing(dataset) -> list[float] | None:
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         pair = _numbers(dataset, name)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from test_images import RAMP, refusal, write_dicom
 
-from cxr import CxrError, cache, images
+from cxr import CxrError, images
+from cxr.data import cache
 
 pydicom = pytest.importorskip("pydicom")
 DEEP = RAMP.astype(np.uint16) * 16

@@ -19,7 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from cxr import CxrError, console, dicom, images
+from cxr import CxrError, console, images
+from cxr.data import dicom
 from cxr.files import distrusted, replacing
 
 THREADS = 4

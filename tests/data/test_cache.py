@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr import cache, images
+from cxr import images
+from cxr.data import cache
 
 
 @pytest.fixture
@@ -145,10 +146,8 @@ def test_without_a_home_nothing_is_put_below_the_working_folder(
 
 
 def test_a_folder_for_one_process_is_removed_at_its_end(tmp_path):
-    code = (
-        "from cxr import cache; folder = cache._own_folder(); (folder / 'x').touch(); print(folder)"
-    )
+    code = "from cxr.data import cache; folder = cache._own_folder(); (folder / 'x').touch(); print(folder)"
     command = [sys.executable, "-c", code]
-    env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(cache.__file__).parents[1])}
+    env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(cache.__file__).parents[2])}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert str(tmp_path) in done.stdout and list(tmp_path.iterdir()) == []
