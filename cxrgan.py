@@ -22,6 +22,7 @@ from cxr.options import (
     gather,
     images_option,
     json_option,
+    judging_options,
     model_option,
     out_option,
     own_options,
@@ -54,6 +55,28 @@ def cli(context: click.Context) -> None:
     classifier sees it. For research only; no diagnosis."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+@cli.command(
+    epilog=example("cxrgan check chest_xray", "cxrgan check Data_Entry.csv --positive Mass")
+)
+@click.argument("data", metavar="DATA")
+@data_options
+@out_option("check.png", "A sheet of pictures of each class, and of what looks odd.")
+@json_option
+def check(data: str, out: str, as_json: bool, **reading: str | None) -> None:
+    """Look at a data set before anything is trained on it.
+
+    DATA is a folder with one sub-folder per class, or a table with a column of image files and one
+    of classes.
+    """
+    from cxr import console
+    from cxr.data import check as checks
+
+    numbers = checks.check(data, out, **reading)
+    console.print_json(numbers) if as_json else console.data(data, numbers)
+    console.say(f"pictures: {out}")
+    console.follow("train-cnn", data, **reading)
 
 
 @cli.command(epilog=example("cxrgan train-cnn chest_xray --out runs/cnn"))
@@ -225,21 +248,7 @@ def explain(
 @click.option(
     "--split", type=click.Choice(SPLITS), default="test", help="Which patients to evaluate."
 )
-@click.option(
-    "--masks", metavar="FOLDER", help="Folder of disease masks, each with the name of its image."
-)
-@click.option(
-    "--lungs", metavar="FOLDER", help="Folder of lung masks, each with the name of its image."
-)
-@click.option(
-    "--oracle",
-    metavar="CNN",
-    help="An independent classifier, trained apart from the GAN's, that judges the GAN: a model "
-    "file, or FILE.py:FUNCTION.",
-)
-@click.option(
-    "--limit", type=click.IntRange(1), help="Number of images to explain.", show_default="all"
-)
+@judging_options
 @refine_option
 @data_options
 @seed_option
@@ -301,18 +310,12 @@ def evaluate_phantoms(
 @device_option
 def sample(model: str | None, out: str, images: int, seed: int, device: str) -> None:
     """Draw random lungs, healthy to diseased."""
-    import torch
-
     from cxr import console, explain, film, sampling
     from cxr.checkpoints import load_model
-    from cxr.classifier import to_uint8
     from cxr.device import prepare
 
     loaded = load_model(model or explain.default_model(), prepare(device))
-    with torch.no_grad():
-        codes = sampling.draw_codes(loaded.generator, images, seed)
-        lungs = sampling.walk(loaded.generator, *codes)
-    film.write_png(out, film.grid(to_uint8(lungs[:, :, 0])))
+    film.write_png(out, film.grid(sampling.lungs(loaded.generator, images, seed)))
     doses = ", ".join(f"{dose:g}" for dose in sampling.DOSES)
     console.table(out, ("sheet", ""), [("rows", f"{images} lungs"), ("columns: doses", doses)])
 
@@ -336,9 +339,9 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
     truth.csv with every parameter.
     """
     from cxr import console
-    from cxr.phantoms import lesions as maker
+    from cxr.phantoms import lesions
 
-    maker.write(out, images, size, seed, shortcut)
+    lesions.write(out, images, size, seed, shortcut)
     marker = "none" if shortcut is None else f"agrees with the label at {shortcut:g}"
     rows = [("images", images), ("pixels", f"{size} x {size}"), ("marker", marker)]
     console.table(out, ("phantoms", ""), [*rows, ("truth", Path(out) / "truth.csv")])

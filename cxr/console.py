@@ -143,6 +143,23 @@ def checks(cnn: str, numbers: dict) -> None:
         say(f"error: {cnn}: {line}")
 
 
+def data(title: str, numbers: dict) -> None:
+    """What `check` found: a table of classes and splits, one of sizes and depths, and what is odd."""
+    healthy, diseased = numbers["classes"]
+    rows = [
+        (split, *(f"{n:,} of {m:,}" for n, m in zip(numbers["images"][split], patients)))
+        for split, patients in numbers["patients"].items()
+    ]
+    table(title, ("images of patients", healthy, diseased), rows)
+    kinds = [(name, f"{count:,}") for name, count in (numbers["sizes"] | numbers["depths"]).items()]
+    kinds += [(f"odd: {name}", f"{odd['count']:,}") for name, odd in numbers["odd"].items()]
+    table(title, ("files", "images"), kinds)
+    for name, odd in numbers["odd"].items():
+        more = odd["count"] - len(odd["images"])
+        names = listed((Path(path).name for path in odd["images"]), len(odd["images"]))
+        say(f"{name}: {names}{f' and {more:,} more' * (more > 0)}")
+
+
 def number(value: float | None) -> str:
     """Four decimals, or a dash for what is no number."""
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"

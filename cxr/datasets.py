@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,8 @@ class Dataset:
 
     images: uint8 [N, R, R], read-only and memory-mapped; labels: int64 [N], 1 is positive;
     patients, splits ("train", "val" or "test") and paths: one per image; classes: the negative
-    and the positive class; name: for tables; rule: how the splits were made.
+    and the positive class; name: for tables; rule: how the splits
+    were made; unreadable: {path: reason} of the images that are not among these.
     """
 
     images: np.ndarray
@@ -46,6 +47,7 @@ class Dataset:
     classes: tuple[str, str]
     name: str
     rule: str = SPLIT_RULE
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,6 +109,7 @@ def open_dataset(
     items = listing.items
     pixels, bad = cache.packed([item.path for item in items], size, fit)
     _report_bad(items, bad, listing.classes)
+    unreadable = {items[row].path: reason for row, reason in bad.items()}
     items = [item for row, item in enumerate(items) if row not in bad]
     dataset = Dataset(
         images=pixels,
@@ -117,6 +120,7 @@ def open_dataset(
         classes=listing.classes,
         name=Path(data).stem,
         rule=listing.rule,
+        unreadable=unreadable,
     )
     _report_twins(dataset)
     return dataset

@@ -166,6 +166,27 @@ data_options = stack(
 )
 
 
+judging_options = stack(
+    click.option(
+        "--masks",
+        metavar="FOLDER",
+        help="Folder of disease masks, each with the name of its image.",
+    ),
+    click.option(
+        "--lungs", metavar="FOLDER", help="Folder of lung masks, each with the name of its image."
+    ),
+    click.option(
+        "--oracle",
+        metavar="CNN",
+        help="An independent classifier, trained apart from the GAN's, that judges the GAN: a model "
+        "file, or FILE.py:FUNCTION.",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(1), help="Number of images to explain.", show_default="all"
+    ),
+)
+
+
 own_options = stack(
     click.option(
         "--target",

@@ -76,3 +76,9 @@ def sheet(model: Model, originals: Tensor, seed: int = 0) -> np.ndarray:
     parts = [originals] + [model.generator(w1, z, noise) for z in (z2, torch.zeros_like(z2))]
     rows = torch.cat([drawn, torch.stack(parts, 1)], 1)[:, :, 0]  # [n, doses + 3, R, R]
     return film.grid(to_uint8(rows))
+
+
+@torch.no_grad()
+def lungs(G: Generator, images: int, seed: int) -> np.ndarray:
+    """Random lungs, each at every one of `DOSES`: uint8 [images, len(DOSES), R, R]."""
+    return to_uint8(walk(G, *draw_codes(G, images, seed))[:, :, 0])

@@ -57,6 +57,13 @@ def spacing(path: Path) -> list[float] | None:
     return _spacing(_open(path, stop_before_pixels=True))
 
 
+def size_and_depth(path: Path) -> tuple[tuple[int, int], str]:
+    """Width and height, and the depth in words; raises what a damaged file raises."""
+    header = _open(path, stop_before_pixels=True)
+    kind = "colour" if int(header.get("SamplesPerPixel") or 1) > 1 else "grey"
+    return (header.Columns, header.Rows), f"DICOM, {header.BitsStored} bits, {kind}"
+
+
 def patient_id(path: Path) -> str | None:
     """The PatientID of a DICOM file, if it has one. Raises CxrError, and what a damaged file raises."""
     header = _open(path, stop_before_pixels=True, specific_tags=["PatientID"])

@@ -96,8 +96,9 @@ def _folder_rows(data: Path) -> tuple[list[Row], list[str]]:
     level = 1 if split_at == 0 else 0  # of the class's folder
     rows, names = [], []
     for file, part in zip(found.files, parts):
-        split = SPLIT_NAMES.get(part[split_at].lower()) if split_at is not None else None
-        if len(part) < level + 2 or (split_at is not None and split is None):
+        deep = len(part) > max(level, split_at or 0) + 1
+        split = SPLIT_NAMES.get(part[split_at].lower()) if deep and split_at is not None else None
+        if not deep or (split_at is not None and split is None):
             found.left_out["images outside the folders of the classes"] += 1
             continue
         rest = [p for place, p in enumerate(part) if place not in (level, split_at)]

@@ -193,11 +193,11 @@ def _pattern_rule(pattern: str) -> Rule:
             f"--patient-pattern {pattern}: put the part that names the patient in parentheses"
         )
 
-    def tell(name: str, _: str) -> Told:
-        for text in (PurePosixPath(name).name, name):
+    def tell(_: str, path: str) -> Told:
+        for text in (PurePosixPath(path).name, path):
             if (match := compiled.search(text)) and match[1]:
                 return Told(match[1], "--patient-pattern")
-        raise CxrError(f"{name}: --patient-pattern {pattern} finds no patient in this name")
+        raise CxrError(f"{path}: --patient-pattern {pattern} finds no patient in this name")
 
     return tell
 

@@ -142,9 +142,9 @@ def _encoding(table: Path) -> str:
         file.seek(0)
         try:
             while chunk := file.read(2**16):
-                decoder.decode(chunk)
                 if b"\0" in chunk:
                     raise CxrError(f"{table}: not a CSV table, but a binary file")
+                decoder.decode(chunk)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
             console.say(f"{table}: not UTF-8; read as Latin-1")

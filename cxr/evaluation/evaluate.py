@@ -26,9 +26,7 @@ SEEN = {  # how the model's own data set was used, split by split
     "val": "these patients chose its weights and its temperature: the numbers flatter it a little",
     "all": "it was trained on most of these patients: the numbers flatter it",
 }
-RESPLIT = (
-    "its data were split in another way when it was trained: patients it has seen may be among these"
-)
+RESPLIT = "its data were split in another way when it was trained: patients it has seen may be among these"
 EXPLAINER = {"encoder", "generator"}
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from cxr import CxrError, UsageError, datasets
+from cxr.data.patients import SPLITS, split_of
 from cxr.evaluation import evaluate, inputs
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -25,10 +26,13 @@ def test_an_oracle_that_cannot_judge_is_refused(model, model_file, saved, xrays,
 
 def test_data_are_prepared_as_the_models_were(model, saved, xrays, tmp_path, monkeypatch):
     asked, unchanged = [], datasets.open_dataset
-    monkeypatch.setattr(inputs, "open_dataset", lambda *a: asked.append(a) or unchanged(*a))
+    monkeypatch.setattr(
+        inputs, "open_dataset", lambda *a, **k: asked.append((*a, k)) or unchanged(*a, **k)
+    )
     path = saved(model, tmp_path / "model", fit="pad", classes=["SICK", "NORMAL"])
     evaluate.evaluate(path, xrays, patient_pattern=r"(\d+)x")
-    assert asked == [(xrays, 32, "pad", "SICK", r"(\d+)x", 0)]
+    named = {"negative": "SICK", "patient_pattern": r"(\d+)x"}
+    assert asked == [(xrays, 32, "pad", 0, named)]
 
 
 def test_other_classes_are_refused_unless_the_healthy_one_is_named(model, saved, xrays, tmp_path):
@@ -40,15 +44,16 @@ def test_other_classes_are_refused_unless_the_healthy_one_is_named(model, saved,
     numbers = evaluate.evaluate(path, xrays, negative="NORMAL")
     assert numbers["about"]["classes"] == ["NORMAL", "SICK"]
     path = saved(model, tmp_path / "model", classes=["clear", "SICK"])
-    with pytest.raises(UsageError, match="no such class; there are NORMAL, SICK"):
+    with pytest.raises(UsageError, match="no such class; there are NORMAL .*, SICK"):
         evaluate.evaluate(path, xrays)
 
 
 def test_a_split_without_a_class_is_refused(model_file, xrays, tmp_path):
     for name in ("NORMAL", "SICK"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "one.png").write_bytes(next((xrays / name).iterdir()).read_bytes())
-    split = datasets.split_of(datasets.patient_of("one.png"))
-    other = next(name for name in datasets.SPLITS if name != split)
+        picture = next((xrays / name).iterdir()).read_bytes()
+        (tmp_path / name / f"patient1_{name}.png").write_bytes(picture)
+    split = split_of("patient:1")
+    other = next(name for name in SPLITS if name != split)
     with pytest.raises(CxrError, match=f"falls into the {other} split"):
         evaluate.evaluate(model_file, tmp_path, other)

@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxr import CxrError, UsageError
+from cxr.datasets import open_dataset
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with im/0.png ... im/7.png."""
+    (tmp_path / "im").mkdir()
+    for number in range(8):
+        picture(tmp_path / "im" / f"{number}.png", number)
+    return tmp_path
+
+
+def picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 20), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def opened(root, text, encoding="utf-8", **options):
+    table = root / "t.csv"
+    table.write_bytes(text.encode(encoding))
+    return open_dataset(table, 16, **options)
+
+
+def lines(head, *rows):
+    return "\n".join([head, *rows]) + "\n"
+
+
+def pairs(found):
+    """{file name: label} of a data set."""
+    return {path.rsplit("/", 1)[1]: int(label) for path, label in zip(found.paths, found.labels)}
+
+
+EIGHT = [f"im/{n}.png,{('normal', 'kränk')[n % 2]}" for n in range(8)]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+def test_delimiters_and_encodings_are_told(root, delimiter, encoding):
+    text = lines("path,label", *EIGHT).replace(",", delimiter)
+    found = opened(root, text, encoding)
+    assert found.classes == ("normal", "kränk") and found.labels.tolist() == [0, 1] * 4
+
+
+def test_excel_may_say_its_delimiter(root):
+    assert len(opened(root, "sep=;\n" + lines("path,label", *EIGHT).replace(",", ";"))) == 8
+
+
+@pytest.mark.parametrize(
+    "path", ["Path", "Image Index", "filename", "image_id", "File Name", "image_path", "ImageID"]
+)
+@pytest.mark.parametrize("label", ["label", "Finding Labels", "finding", "Target", "class"])
+def test_columns_are_known_by_their_usual_names(root, path, label):
+    assert len(opened(root, lines(f"{path},{label}", *EIGHT))) == 8
+
+
+def test_columns_can_be_named(root):
+    text = lines("where,what,who", *(f"{line},p{n // 2}" for n, line in enumerate(EIGHT)))
+    named = {"path_column": "where", "label_column": "what", "patient_column": "who"}
+    assert set(opened(root, text, **named).patients) == {"p0", "p1", "p2", "p3"}
+    with pytest.raises(UsageError, match="--patient-column whom: .* it has where, what, who"):
+        opened(root, text, **{**named, "patient_column": "whom"})
+
+
+@pytest.mark.parametrize(
+    ("head", "option"),
+    [
+        ("filename,image_id,label", "--path-column"),
+        ("path,finding,class", "--label-column"),
+        ("path,label,patient_id,subject_id", "--patient-column"),
+        ("path,age", "--label-column"),
+        ("age,label", "--path-column"),
+    ],
+)
+def test_what_cannot_be_told_is_asked_for_by_its_option(root, head, option):
+    with pytest.raises(UsageError, match=f"Say {option}"):
+        opened(root, lines(head, "im/0.png,normal,1,2"))
+
+
+def test_lines_of_one_image_are_merged(root, capsys):
+    boxes = [f"{line},{box}" for line in EIGHT for box in range(3)]
+    found = opened(root, lines("path,label,x", *boxes))
+    assert len(found) == 8
+    assert "24 lines are of 8 images" in capsys.readouterr().err
+
+
+def test_findings_of_several_lines_and_of_one_cell_are_united(root):
+    text = lines(
+        "image_id,class_name",
+        *("im/0.png,No finding", "im/1.png,Mass|Nodule", "im/2.png,Mass", "im/2.png,Edema"),
+        *("im/3.png,No finding", "im/4.png,Nodule", "im/5.png,\"['Mass', 'Edema']\""),
+    )
+    mass = {"0.png": 0, "1.png": 1, "2.png": 1, "3.png": 0, "4.png": 0, "5.png": 1}
+    found = opened(root, text, positive="Mass")
+    assert pairs(found) == mass and found.classes == ("No finding+Nodule", "Mass")
+    found = opened(root, text, positive="Mass", negative="No finding")
+    assert pairs(found) == {k: v for k, v in mass.items() if k != "4.png"}
+    found = opened(root, text, negative="No finding")
+    assert pairs(found) == {**mass, "4.png": 1}
+    assert found.classes == ("No finding", "Edema+Mass+Nodule")
+    with pytest.raises(UsageError, match=r"4 classes: Mass \(3\), .*--negative"):
+        opened(root, text)
+
+
+def test_uncertain_labels_are_left_out_and_counted(root, capsys):
+    cells = ["0", "1", "-1", "", "0.0", "1.0", "-1.0", "nan"]
+    text = lines("path,label", *(f"im/{n}.png,{cell}" for n, cell in enumerate(cells)))
+    found = opened(root, text)
+    assert pairs(found) == {"0.png": 0, "1.png": 1, "4.png": 0, "5.png": 1}
+    assert "left out 4 images whose label is uncertain" in capsys.readouterr().err
+
+
+def test_a_column_of_0_and_1_is_a_finding(root, capsys):
+    rows = ["1.0,", ",1.0", "0.0,1.0", ",-1.0", "1.0,0.0", "0.0,0.0", "0.0,1", "1,0"]
+    text = lines("Path,No Finding,Edema", *(f"im/{n}.png,{row}" for n, row in enumerate(rows)))
+    found = opened(root, text, positive="Edema")
+    assert pairs(found) == {"1.png": 1, "2.png": 1, "4.png": 0, "5.png": 0, "6.png": 1, "7.png": 0}
+    assert "left out 2 images whose label is uncertain" in capsys.readouterr().err
+    found = opened(root, text, positive="Edema", negative="No Finding")
+    assert pairs(found) == {
+        "0.png": 0,
+        "1.png": 1,
+        "2.png": 1,
+        "4.png": 0,
+        "6.png": 1,
+        "7.png": 0,
+    }
+    assert found.classes == ("No Finding", "Edema")
+    with pytest.raises(CxrError, match="line 2: the column Edema holds 'maybe'"):
+        opened(root, lines("Path,Edema", "im/0.png,maybe"), positive="Edema")
+
+
+def test_backslashes_and_folders_above_the_table_are_no_hindrance(root):
+    rows = [f"C:\\data\\set\\{line}".replace("/", "\\") for line in EIGHT[:4]] + [
+        f"some-set-v1/train/{line}" for line in EIGHT[4:]
+    ]
+    assert len(opened(root, lines("path,label", *rows))) == 8
+
+
+def test_bare_names_and_ids_are_found_anywhere_below(root):
+    rows = [line.removeprefix("im/") for line in EIGHT]
+    assert len(opened(root, lines("path,label", *rows))) == 8
+    rows = [row.replace(".png", "") for row in rows]
+    assert len(opened(root, lines("image_id,label", *rows))) == 8
+    picture(root / "other" / "3.png", 3)
+    with pytest.raises(CxrError, match="3 may be .*3.png or .*3.png; give the path"):
+        opened(root, lines("image_id,label", *rows))
+
+
+def test_an_image_may_be_called_by_its_patient(root):
+    rows = [line.removeprefix("im/").replace(".png", "") for line in EIGHT]
+    found = opened(root, lines("patientId,Target", *rows))
+    assert sorted(found.patients) == [str(n) for n in range(8)]
+
+
+def test_a_column_of_splits_is_used(root, capsys):
+    names = ["train", "training", "valid", "val", "validation", "test", "test", "train"]
+    rows = [f"{line},{name},{n // 2}" for n, (line, name) in enumerate(zip(EIGHT, names))]
+    found = opened(root, lines("path,label,split,patient", *rows))
+    assert found.splits.tolist() == [
+        *("train", "train", "val", "val", "val", "test", "test", "train")
+    ]
+    told = capsys.readouterr().err
+    assert "comes with its own splits: train 3, val 3, test 2" in told
+    assert "2 patients stand in two splits (the first: 2, in val and test)" in told
+    rows = [row.replace("valid,", "holdout,") for row in rows]
+    found = opened(root, lines("path,label,split,patient", *rows))
+    assert "the column split is not used: it holds holdout" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--fold 3"):
+        opened(root, lines("path,label,split", *(f"{r},{s}" for r, s in zip(EIGHT, names))), fold=3)
