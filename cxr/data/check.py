@@ -135,6 +135,7 @@ def _draw(found: Dataset, odd: dict[str, list[int]], sheet: str | Path) -> None:
     tiles = []
     for name, rows in groups.items():
         for row in np.sort(random.permutation(rows)[:DRAWN]):
-            split = f"{name[:24]}, {found.splits[row]}\n{Path(found.paths[row]).name[-24:]}"
-            tiles.append((console.plain(split), images.load(found.paths[row], SIDE), None, False))
+            lines = f"{name[:24]}, {found.splits[row]}", Path(found.paths[row]).name[-28:]
+            title = "\n".join(map(console.plain, lines))
+            tiles.append((title, images.load(found.paths[row], SIDE), None, False))
     film.write_png(sheet, film.panel(tiles, f"{found.name}: {len(found):,} images"))
