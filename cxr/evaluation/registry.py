@@ -121,8 +121,8 @@ _GENERATOR = (
         "Frechet distance of random lungs from real images.", needs=_FEATURES),
     Measure("generator.fid_real", "FID, real", DISTANCE, "",
         "The same of real images from other patients' real images.", needs=_FEATURES),
-    Measure("generator.fid_ratio", "FID / FID, real", DISTANCE, "less",
-        "The first over the second: 1 where random lungs differ from real ones as real ones do.",
+    Measure("generator.fid_ratio", "FID ratio", DISTANCE, "less",
+        "FID over FID, real: 1 where random lungs differ from real ones as real ones do.",
         needs=_FEATURES),
 )
 _RECONSTRUCTION = (
@@ -167,7 +167,7 @@ _COUNTERFACTUAL = (
         "of the image", needs=("lungs",)),
 )
 _PATH = (
-    Measure("path.logit_gap", "gap of named and given logit", SCORE, "less",
+    Measure("path.logit_gap", "logit gap", SCORE, "less",
         "Median over the path of the distance between the logit that a dose names and the CNN's.",
         "logits"),
     Measure("path.largest_jump", "largest jump", SCORE, "less",
