@@ -1,4 +1,4 @@
-"""What an evaluation takes: its options, the model, the data, the independent classifier, masks."""
+"""The inputs of an evaluation: options, model, data, independent classifier, masks."""
 
 import json
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ from cxr.explanation import versions
 class Options:
     """How to evaluate.
 
-    masks, lungs : folders with a mask of the disease, of the lungs, called like its image
+    masks, lungs : folders of masks of the disease and of the lungs, each with its image's name
     classifier : another classifier than the model's, or a user's own that the model was trained
         with but does not keep, as `load_classifier` takes it
-    oracle : an independently trained classifier, as `load_classifier` takes it
-    limit : how many images of the split are explained, drawn by chance; by default all
-    refine : steps of each inversion
-    negative : the healthy class of the data, if its classes are not called what the model's are
+    oracle : an independent classifier, as `load_classifier` takes it
+    limit : number of images of the split to explain, drawn at random; by default all
+    refine : number of steps of each inversion
+    negative : the healthy class of the data, if its classes have other names than the model's
     patient_pattern : as in `open_dataset`
-    resume : go on with the evaluation in the folder
+    resume : continue the evaluation in the folder
     """
 
     masks: str | Path | None = None
@@ -48,7 +48,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that is opened before anything is measured."""
+    """All inputs, opened before anything is measured."""
 
     model: Model
     data: Dataset
@@ -58,7 +58,7 @@ class Inputs:
     device: torch.device
 
     def subject(self, split: str, options: Options) -> dict:
-        """What is evaluated: measures of another subject may not be mixed with these."""
+        """A description of what is evaluated. Results of two subjects must not be mixed."""
         return {
             "model": [
                 journal.network_digest(*self.model.networks.values()),
@@ -80,14 +80,14 @@ class Inputs:
 
 
 def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs:
-    """Open all inputs. Raises UsageError if they do not belong together, CxrError for a bad model,
-    data set or classifier."""
+    """Open all inputs. Raises UsageError if they do not fit each other, and CxrError for a bad
+    model, data set or classifier."""
     device = prepare(options.device)
     loaded = with_discriminator(load_model(model, device), device)
     if options.classifier:
         loaded = with_classifier(loaded, options.classifier)
         same_patients("--classifier", loaded.info.get("foreign_fold"), loaded)
-    _ = loaded.classifier  # says itself what to do where it is missing
+    _ = loaded.classifier  # raises an error that says what to do if it is missing
     dataset = _open_data(loaded, data, options.negative, options.patient_pattern)
     return Inputs(
         model=loaded,
@@ -100,7 +100,7 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
 
 
 def _open_data(model: Model, data: str | Path, negative: str | None, pattern: str | None):
-    """The data set, prepared as the model's training images were."""
+    """The data set, prepared like the model's training images."""
     info = model.info
     dataset = open_dataset(
         data,
@@ -120,7 +120,7 @@ def _open_data(model: Model, data: str | Path, negative: str | None, pattern: st
 
 
 def same_patients(option: str, fold: int | None, model: Model) -> None:
-    """UsageError if a classifier of another fold was trained on the model's test patients."""
+    """Raises UsageError if a classifier of another fold has seen the model's test patients."""
     tested = model.info.get("fold", 0)
     if fold not in (None, tested):
         raise UsageError(
@@ -130,7 +130,7 @@ def same_patients(option: str, fold: int | None, model: Model) -> None:
 
 
 def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) -> nn.Module:
-    """The independent classifier; UsageError if it cannot judge this model."""
+    """The independent classifier. Raises UsageError if it cannot judge this model."""
     other = second_classifier(spec, model, "--oracle")
     same_patients("--oracle", other.info.get("fold"), model)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) ->
 
 
 def _source(spec: str | None) -> str | None:
-    """A digest of the code of FILE.py:FUNCTION, which parameters alone do not tell."""
+    """A digest of the code of FILE.py:FUNCTION: equal parameters may belong to other code."""
     if spec is None or ".py:" not in spec:
         return None
     return journal.files_digest([Path(spec.rpartition(":")[0])])
