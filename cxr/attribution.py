@@ -18,7 +18,7 @@ from cxr import CxrError
 
 TOLERANCE = 0.01  # completeness error at which an integral counts as converged
 MAX_STEPS = 1024
-FLOOR = 0.1  # logits; an error relative to a smaller change would be mostly noise
+FLOOR = 0.1  # logits; a smaller change is no change, and an error relative to it would be noise
 PIXELS_AT_ONCE = 2**19  # bounds memory: 128 images of 64 x 64 pixels, 8 of 256 x 256
 
 

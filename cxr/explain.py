@@ -50,7 +50,7 @@ def explain(
     ----------
     image : a file, a uint8 array [H, W], or a tensor [1, 1, R, R] in [-1, 1]
     model : a model file, a shipped model's name, or a `Model`; by default `pneumonia`
-    classifier : a classifier to explain instead of the model's, as `load_classifier` takes it
+    classifier : another classifier than the model's, as `load_classifier` takes it
     frames : number of frames from dose 0 to dose 1
     restarts : number of inversions, each from another starting point; the best one is shown and
         the spread of all is reported

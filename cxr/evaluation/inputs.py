@@ -22,15 +22,15 @@ from cxr.explanation import versions
 class Options:
     """How to evaluate.
 
-    masks, lungs : folders of masks of the disease and of the lungs, each with its image's name
+    masks, lungs : folders with a mask of the disease, of the lungs, called like its image
     classifier : another classifier than the model's, or a user's own that the model was trained
         with but does not keep, as `load_classifier` takes it
-    oracle : an independent classifier, as `load_classifier` takes it
-    limit : number of images of the split to explain, drawn at random; by default all
-    refine : number of steps of each inversion
-    negative : the healthy class of the data, if its classes have other names than the model's
+    oracle : an independently trained classifier, as `load_classifier` takes it
+    limit : how many images of the split are explained, drawn by chance; by default all
+    refine : steps of each inversion
+    negative : the healthy class of the data, if its classes are not called what the model's are
     patient_pattern : as in `open_dataset`
-    resume : continue the evaluation in the folder
+    resume : go on with the evaluation in the folder
     """
 
     masks: str | Path | None = None
