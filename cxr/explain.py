@@ -145,7 +145,7 @@ def load_explainer(model: str | Path | Model | None, classifier: str | None, dev
 
 
 def with_classifier(model: Model, spec: str) -> Model:
-    """The model with its classifier replaced by that of `spec` (see `load_classifier`).
+    """The model with the classifier of `spec`, as `load_classifier` takes it, in its own's place.
 
     A model file does not keep a CNN of the user's own that the GAN was trained with. For such a
     model the given CNN counts as the model's own. Raises UsageError for a classifier of another
@@ -162,8 +162,8 @@ def with_classifier(model: Model, spec: str) -> Model:
 
 
 def second_classifier(spec: str, model: Model, option: str) -> Model:
-    """A second classifier for the model, from `spec` (see `load_classifier`). Raises UsageError for
-    a classifier of another size or other classes than the model's."""
+    """A classifier beside the model's, as `load_classifier` takes it. Raises UsageError for one of
+    another size or other classes than the model's."""
     size, classes = model.info["size"], model.info["classes"]
     other = load_classifier(spec, size, model.device)
     if other.info.get("size", size) != size:

@@ -87,7 +87,7 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
     if options.classifier:
         loaded = with_classifier(loaded, options.classifier)
         same_patients("--classifier", loaded.info.get("foreign_fold"), loaded)
-    _ = loaded.classifier  # raises an error that says what to do if it is missing
+    _ = loaded.classifier  # says itself what to do where it is missing
     dataset = _open_data(loaded, data, options.negative, options.patient_pattern)
     return Inputs(
         model=loaded,
@@ -100,7 +100,7 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
 
 
 def _open_data(model: Model, data: str | Path, negative: str | None, pattern: str | None):
-    """The data set, prepared like the model's training images."""
+    """The data set, prepared as the model's training images were."""
     info = model.info
     dataset = open_dataset(
         data,
