@@ -1,9 +1,9 @@
-"""By how much a place moves a classifier: `python benchmarks/places.py MODEL DATA`.
+"""How far a place in the image moves a classifier: `python benchmarks/places.py MODEL DATA`.
 
-A band (1/8 of the image's height, 1/2 of its width: 6% of it) of each test image is replaced by the
-same band of another one, of the other class or, as a control, of its own. Means of five draws over
-all test images: how far the logit moves towards the other class, the share of verdicts that flip,
-and the AUROC that is left.
+A band (1/8 of the image's height, 1/2 of its width: 6% of the image) of each test image is replaced
+by the same band of another image, of the other class or, as a control, of the same class. Prints
+means of five draws over all test images: how far the logit moves towards the other class, the share
+of verdicts that flip, and the AUROC that remains.
 """
 
 import click
@@ -36,15 +36,15 @@ def main(model: str, data: str) -> None:
     ):
         band = np.s_[:, ..., top : top + R // 8, columns]
         for kind, other in (("the other", True), ("the same", False)):
-            found = []
+            results = []
             for seed in range(DRAWS):
                 changed = x.copy()
                 changed[band] = x[sources(labels, other, seed)][band]
                 logits = predict(held.classifier, changed, "cpu")
                 moved = (logits - before) * (1 - 2 * labels)
                 flips = (logits > 0) != (before > 0)
-                found.append((moved.mean(), flips.mean(), auroc(logits, labels)))
-            moved, flips, area = np.mean(found, 0)
+                results.append((moved.mean(), flips.mean(), auroc(logits, labels)))
+            moved, flips, area = np.mean(results, 0)
             print(
                 f"{place}, from {kind} class: {moved:.2f}, {flips:.3f} flip, AUROC {area:.3f}",
                 flush=True,
@@ -52,7 +52,7 @@ def main(model: str, data: str) -> None:
 
 
 def sources(labels: np.ndarray, other: bool, seed: int) -> np.ndarray:
-    """For each image the row of another one, of the other class or of its own."""
+    """For each image, the row of another image of the other class or of the same class."""
     random = np.random.default_rng(seed)
     everyone = np.arange(len(labels))
     return np.array(

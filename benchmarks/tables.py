@@ -5,7 +5,6 @@ python benchmarks/tables.py [--check]
 
 import fnmatch
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -39,12 +38,17 @@ RESULTS = (
     "path.spearman",
     "generator.fid_ratio",
     *(
-        f"faithfulness.{method}.{way}"
+        f"faithfulness.{method}.{order}"
         for method in ("latent_ig", "integrated_gradients", "grad_cam", "centre")
-        for way in ("deletion", "insertion")
+        for order in ("deletion", "insertion")
     ),
     "randomisation.latent_ig",
     "randomisation.difference",
+)
+PHANTOMS = (  # the columns: experiment, its name in the file, measure
+    ("lesions", "lesion", "localisation.*.ap"),
+    ("lesions", "lesion", "localisation.*.pointing"),
+    ("letter", "shortcut-1.0", "marker.*.mass"),
 )
 
 
@@ -62,50 +66,72 @@ def heading(key: str) -> str:
     return f"{method}{measure.heading}{better}"
 
 
-def interval(figure: dict) -> str:
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+def interval(figure: dict, digits: int = 3) -> str:
+    value, low, high = (f"{figure[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def table(keys, models, named: bool = False) -> str:
     """A line for each of the keys, with its key in the file if `named`."""
-    found = {model: numbers(model) for model in models}
+    figures = {model: numbers(model) for model in models}
     lines = ["| | " + " | ".join(f"{MODELS[model]} | n" for model in models) + " |"]
     lines.append("|---|" + "---|---|" * len(models))
     for key in keys:
-        figures = [found[model][key] for model in models]
-        cells = " | ".join(f"{interval(one)} | {one.get('n', '')}" for one in figures)
+        row = [figures[model][key] for model in models]
+        cells = " | ".join(f"{interval(figure)} | {figure.get('n', '')}" for figure in row)
         name = f"`{key}`: " if named else ""
         lines.append(f"| {name}{heading(key)} | {cells} |")
     return "\n".join(lines)
 
 
-def pages() -> dict[Path, str]:
-    """The table of each page, as it should be."""
-    both = tuple(MODELS)
+def phantoms() -> str:
+    """A line for each heat map, the best at finding lesions first, a column for each of PHANTOMS."""
+    arms = json.loads((ROOT / "benchmarks" / "phantoms-32.json").read_text())["phantoms"]
+    columns, titles = [], []
+    for experiment, arm, key in PHANTOMS:
+        part, name = key.split(".*.")
+        columns.append({method: all_of[name] for method, all_of in arms[arm][part].items()})
+        n = columns[-1]["latent_ig"]["n"]
+        titles.append(f"{experiment}: {MEASURES[key].heading} (n = {n})")
+    lines = [f"| map | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
+    methods = sorted(registry.METHODS.keys() & columns[0].keys())
+    for method in sorted(methods, key=lambda method: -columns[0][method]["value"]):
+        cells = " | ".join(interval(column[method], 2) for column in columns)
+        lines.append(f"| {registry.title_of(method)} | {cells} |")
+    return "\n".join(lines)
+
+
+def pages() -> dict[Path, dict[str, str]]:
+    """The tables of each page by their names, as they should be."""
+    both, results = tuple(MODELS), ROOT / "docs" / "results.md"
     tables = {
-        ROOT / "README.md": table(HEADLINE, both),
-        ROOT / "docs" / "results.md": table(RESULTS, both),
+        ROOT / "README.md": {"headline": table(HEADLINE, both)},
+        results: {"results": table(RESULTS, both), "phantoms": phantoms()},
     }
-    cards = {ROOT / "weights" / f"{m}-128.md": table(numbers(m), (m,), named=True) for m in MODELS}
+    cards = {
+        ROOT / "weights" / f"{m}-128.md": {"measures": table(numbers(m), (m,), named=True)}
+        for m in MODELS
+    }
     return tables | cards
 
 
-def filled(text: str, body: str) -> str:
-    """`text` with `body` between its markers."""
-    new, count = re.subn(
-        r"(<!-- table: \w+ -->\n).*?(<!-- end -->)",
-        lambda match: f"{match[1]}{body}\n{match[2]}",
-        text,
-        flags=re.DOTALL,
-    )
-    if count != 1:
-        raise ValueError(f"{count} tables between markers, not 1")
-    return new
+def filled(text: str, tables: dict[str, str]) -> str:
+    """`text` with each of the tables between the markers of its name."""
+    for name, body in tables.items():
+        start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+        if text.count(start) != 1:
+            raise ValueError(f"{text.count(start)} tables named {name}, not 1")
+        before, after = text.split(start)
+        _, end, rest = after.partition(end)
+        if not end:
+            raise ValueError(f"the table {name} has no end")
+        text = f"{before}{start}{body}\n{end}{rest}"
+    return text
 
 
 def stale() -> dict[Path, str]:
     """{page: its new text} of the pages that are not what the JSON says."""
-    new = {page: filled(page.read_text(), body) for page, body in pages().items()}
+    new = {page: filled(page.read_text(), tables) for page, tables in pages().items()}
     return {page: text for page, text in new.items() if text != page.read_text()}
 
 

@@ -35,8 +35,8 @@ def gradient(classifier: nn.Module, x: Tensor) -> Tensor:
 def gradient_and_grad_cam(
     classifier: nn.Module, x: Tensor, layer: nn.Module | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The logit [N], `gradient` [N, R, R] and `grad_cam` [N, R, R] of one question to the
-    classifier; without a layer, no Grad-CAM."""
+    """The logit [N], `gradient` [N, R, R] and `grad_cam` [N, R, R], from one pass through the
+    classifier. Without a layer there is no Grad-CAM."""
     if layer is None:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -51,7 +51,7 @@ def grad_cam(classifier: nn.Module, x: Tensor, layer: nn.Module | None = None) -
     """Grad-CAM (Selvaraju et al. 2017): ReLU(sum_c mean(d logit / d A_c) A_c), upsampled to R.
 
     x: [N, 1, R, R] in [-1, 1]; layer: a module of the classifier with output A [N, C, h, w], by
-    default `last_convolution`. Returns float32 [N, R, R], at least 0 (bilinear upsampling).
+    default `last_convolution`. Returns float32 [N, R, R], never negative (bilinear upsampling).
     Raises CxrError if there is no such layer or the logit does not depend on it.
     """
     layer = last_convolution(classifier, x) if layer is None else layer
@@ -68,12 +68,13 @@ def _cam(output: Tensor, slopes: Tensor, x: Tensor) -> Tensor:
 def _slopes_at(
     classifier: nn.Module, x: Tensor, layer: nn.Module
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The logit [N], its gradient by `x`, the layer's output [N, C, h, w] and the gradient by it."""
+    """The logit [N], its gradient with respect to `x`, the layer's output [N, C, h, w], and the
+    gradient with respect to that output."""
     outputs = []
 
     def keep(module, inputs, output):
         outputs.append(output)
-        return output.clone()  # so that an in-place activation behind the layer spares what we keep
+        return output.clone()  # an in-place activation after the layer must not change our copy
 
     with torch.enable_grad(), layer.register_forward_hook(keep):
         x = x.detach().requires_grad_()
@@ -85,16 +86,16 @@ def _slopes_at(
 
 
 def last_convolution(classifier: nn.Module, x: Tensor) -> nn.Module:
-    """The convolution that ran last with more than one pixel of output, found by running x[:1].
+    """The last convolution to run whose output has more than one pixel, found by running x[:1].
 
     A convolution is a module with a 4-D `weight` and a 4-D output, whatever its class.
     x: [N, 1, R, R] in [-1, 1]. Raises CxrError if the classifier has none.
     """
-    found = []
+    convolutions = []
 
     def note(module, inputs, output):
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
-            found.append(module)
+            convolutions.append(module)
 
     with torch.no_grad(), ExitStack() as hooks:
         for module in classifier.modules():
@@ -103,9 +104,9 @@ def last_convolution(classifier: nn.Module, x: Tensor) -> nn.Module:
             if getattr(getattr(module, "weight", None), "ndim", 0) == 4:
                 hooks.enter_context(module.register_forward_hook(note))
         classifier(x[:1])
-    if not found:
+    if not convolutions:
         raise CxrError("Grad-CAM: this classifier has no convolution that puts out a map")
-    return found[-1]
+    return convolutions[-1]
 
 
 def integrated_gradients(
@@ -119,14 +120,15 @@ def integrated_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Integrated gradients (Sundararajan et al. 2017) along the straight line of images.
 
-    (x - baseline) times the mean gradient at `steps` midpoints of the line. An image's steps are
-    doubled until its completeness error is under `tolerance` or `max_steps` is reached. A constant
-    baseline is a singular point of a network that normalises its input's contrast, as ours does:
-    the integral hardly converges from there; take a blurred or a mean image.
+    The map is (x - baseline) times the mean gradient at `steps` midpoints of the line. The steps of
+    an image are doubled until its completeness error is under `tolerance` or `max_steps` is
+    reached. Use a blurred or a mean image as the baseline. A constant image does not work with a
+    network that normalises the contrast of its input, as ours does: the integral hardly converges.
 
-    x: [N, 1, R, R] in [-1, 1]; baseline: the same, or [1, 1, R, R] for all; logit: the
-    classifier's [N] on `x`, if it is known.
-    Returns maps float32 [N, R, R] and their completeness errors float32 [N], reached or not.
+    x: [N, 1, R, R] in [-1, 1]; baseline: the same, or [1, 1, R, R] for all images; logit: the
+    classifier's logit [N] on `x`, if it is known.
+    Returns maps float32 [N, R, R] and their completeness errors float32 [N], whether or not they
+    are under `tolerance`.
     """
     x, baseline = x.detach(), baseline.detach().expand_as(x)
     logit = _logits(classifier, x) if logit is None else logit.detach().float()
@@ -153,14 +155,16 @@ def latent_integrated_gradients(
 ) -> tuple[Tensor, float, int]:
     """Integrated gradients along a path of generated images: sum_k grad f . (x_{k+1} - x_k).
 
-    The gradient of the logit f in step k is the mean of those at its two ends (trapezoid). The grid
-    of t is even and begins with 32 steps; they are doubled until the completeness error is under
-    `tolerance` or `max_steps` is reached. The map is never rescaled to fit.
+    The gradient of the logit f in step k is the mean of the gradients at the two ends of the step
+    (trapezoidal rule). The grid of t is even and has 32 steps at first. The steps are doubled until
+    the completeness error is under `tolerance` or `max_steps` is reached. The map is never rescaled
+    to fit.
 
-    path: from t [K] in [0, 1], on the CPU, to images [K, 1, R, R] in [-1, 1], on the classifier's
-    device; logits: the classifier's [2] at the path's ends, if they are known.
-    Returns the map float32 [R, R], which sums to f(path(1)) - f(path(0)) up to the completeness
-    error; that error, reached or not; and the steps taken.
+    path: a function from t [K] in [0, 1], on the CPU, to images [K, 1, R, R] in [-1, 1], on the
+    classifier's device; logits: the classifier's logits [2] at the ends of the path, if they are
+    known.
+    Returns the map float32 [R, R], the completeness error, and the number of steps. The map sums to
+    f(path(1)) - f(path(0)), up to the completeness error, which may be above `tolerance`.
     """
     with torch.no_grad():
         ends = path(torch.tensor([0.0, 1.0]))  # [2, 1, R, R]
@@ -177,8 +181,8 @@ def latent_integrated_gradients(
 
 
 def smooth(heat: Tensor, sigma: float) -> Tensor:
-    """A map [R, R] blurred by a Gaussian of `sigma` pixels that is reflected at the border: what
-    the map sums to stays what it was."""
+    """A map [R, R] blurred by a Gaussian of `sigma` pixels, which is reflected at the border so
+    that the sum of the map does not change."""
     size = heat.shape[-1]
     ramp = torch.arange(size, device=heat.device, dtype=heat.dtype)
     apart = ramp[:, None] - ramp
@@ -189,8 +193,8 @@ def smooth(heat: Tensor, sigma: float) -> Tensor:
 
 
 def magnitude(heat: Tensor) -> Tensor:
-    """How much a map [R, R] says of each place, whatever the sign: its absolute value, smoothed by
-    a Gaussian of R / 32 pixels, since a gradient changes its sign from pixel to pixel."""
+    """The strength of a map [R, R] at each place, without its sign: the absolute value, smoothed by
+    a Gaussian of R / 32 pixels because a gradient changes its sign from pixel to pixel."""
     return smooth(heat.detach().abs(), heat.shape[-1] / 32)
 
 
@@ -236,7 +240,7 @@ def _in_parts(classifier: nn.Module, t: Tensor, pixels: int, ask: Callable) -> I
 
 
 def _completeness_error(maps: Tensor, change: Tensor) -> Tensor:
-    """The module's completeness error of maps [N, R, R] for changes of the logit [N]: [N]."""
+    """The completeness error [N] (see the module) of maps [N, R, R] for logit changes [N]."""
     return (maps.sum((1, 2)) - change).abs() / change.abs().clamp(min=FLOOR)
 
 
@@ -256,18 +260,18 @@ def _logit(classifier: nn.Module, x: Tensor) -> Tensor:
 
 
 def _logits(classifier: nn.Module, x: Tensor) -> Tensor:
-    """Logits float32 [N] without a graph, in chunks."""
+    """Logits float32 [N] in chunks, without gradients."""
     with torch.no_grad():
         return torch.cat([_logit(classifier, part) for part in x.split(_chunk(x))]).float()
 
 
 def _slopes(classifier: nn.Module, x: Tensor) -> Tensor:
-    """d logit / d x, [N, 1, R, R]; whole batch at once."""
+    """d logit / d x, [N, 1, R, R], for the whole batch at once."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(_logit(classifier, x).sum(), x)[0]
 
 
 def _chunk(x: Tensor) -> int:
-    """How many images of this size to show the classifier at once."""
+    """How many images of this size the classifier gets at once."""
     return max(1, PIXELS_AT_ONCE // x.shape[-2:].numel())

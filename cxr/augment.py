@@ -1,8 +1,8 @@
 """Differentiable augmentation of images: geometry, intensity, blur, noise and erasing.
 
-For the classifier it stands for what differs between hospitals; for the discriminator it keeps a
-small data set from being learnt by heart (Karras et al. 2020, ADA), each change being applied
-with the probability `p`. No flips: hearts have a side.
+For the classifier, it imitates the differences between hospitals. For the discriminator, it keeps a
+small data set from being memorised (Karras et al. 2020, ADA): each change is applied with
+probability `p`. Images are never flipped, because the heart is on one side.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranges:
-    """How far each change goes; a normal deviate is scaled by it unless said otherwise."""
+    """The size of each change: the standard deviation of a normal distribution unless a comment
+    says otherwise."""
 
     rotate: float = 0.10  # radians
     scale: float = 0.12  # of the logarithm
@@ -23,7 +24,7 @@ class Ranges:
     brightness: float = 0.12  # of the range [0, 1]
     contrast: float = 0.20  # of the logarithm
     gamma: float = 0.25  # of the logarithm
-    blur: float = 1.0  # uniform share of the blurred image
+    blur: float = 1.0  # largest share of the blurred image, drawn uniformly
     noise: float = 0.04  # of the range [-1, 1]
     erase: float = 0.0  # largest side of an erased box, as a share of the width
 
@@ -34,7 +35,7 @@ LIGHT = Ranges(0.03, 0.03, 0.02, 0.03, 0.03, 0.05, 0.05, 0.5, 0.03)
 
 
 def draw(n: int, p: float, rng: torch.Generator, ranges: Ranges) -> dict[str, Tensor]:
-    """Random changes for `n` images, each applied with probability `p`; [n] each, on the CPU."""
+    """Random changes for `n` images, each applied with probability `p`. Tensors [n] on the CPU."""
 
     def normal(scale: float) -> Tensor:
         return torch.randn(n, generator=rng) * scale * chosen()
@@ -57,7 +58,7 @@ def draw(n: int, p: float, rng: torch.Generator, ranges: Ranges) -> dict[str, Te
 
 
 def apply(x: Tensor, changes: dict[str, Tensor]) -> Tensor:
-    """`x` [n, 1, R, R] in [-1, 1] with the drawn changes; differentiable in `x`."""
+    """Apply drawn changes to `x` [n, 1, R, R] in [-1, 1]; differentiable with respect to `x`."""
     c = {k: v.to(x.device) for k, v in changes.items() if k != "seed"}
     x = move(x, c["rotate"], c["scale"], c["aspect"], c["shift_x"], c["shift_y"])
     x = shade(x, c["brightness"], c["contrast"], c["gamma"])
@@ -68,7 +69,7 @@ def apply(x: Tensor, changes: dict[str, Tensor]) -> Tensor:
 
 
 def move(x: Tensor, rotate: Tensor, scale: Tensor, aspect: Tensor, dx: Tensor, dy: Tensor):
-    """Rotate (radians), scale and stretch (logarithms) and shift (shares of the width)."""
+    """Rotate (in radians), scale and stretch (by logarithms) and shift (by shares of the width)."""
     cos, sin = rotate.cos(), rotate.sin()
     a, b = (-scale - aspect).exp(), (-scale + aspect).exp()
     rows = [torch.stack([a * cos, -a * sin, 2 * dx], 1), torch.stack([b * sin, b * cos, 2 * dy], 1)]
@@ -77,7 +78,7 @@ def move(x: Tensor, rotate: Tensor, scale: Tensor, aspect: Tensor, dx: Tensor, d
 
 
 def shade(x: Tensor, brightness: Tensor, contrast: Tensor, gamma: Tensor) -> Tensor:
-    """Change brightness (of [0, 1]), contrast and gamma (logarithms)."""
+    """Change the brightness (as a share of the range), contrast and gamma (by logarithms)."""
     y = ((x + 1) / 2).clamp_min(1e-4) ** gamma.exp()[:, None, None, None]
     mean = y.mean((1, 2, 3), keepdim=True)
     y = (y - mean) * contrast.exp()[:, None, None, None] + mean
@@ -85,14 +86,14 @@ def shade(x: Tensor, brightness: Tensor, contrast: Tensor, gamma: Tensor) -> Ten
 
 
 def blurred(x: Tensor) -> Tensor:
-    """A 5x5 binomial blur."""
+    """Images blurred by a 5x5 binomial filter."""
     taps = torch.tensor([1.0, 4, 6, 4, 1], device=x.device) / 16
     x = F.pad(x, (2, 2, 2, 2), mode="reflect")
     return F.conv2d(F.conv2d(x, taps.view(1, 1, 1, 5)), taps.view(1, 1, 5, 1))
 
 
 def _noise(x: Tensor, strength: Tensor, seeds: Tensor) -> Tensor:
-    """Gaussian noise for each image by a seed of its own, drawn on the CPU where there is any."""
+    """Gaussian noise for each image from its own seed, drawn on the CPU if `strength` is not 0."""
     noise = torch.zeros(x.shape)
     for row in strength.nonzero()[:, 0].tolist():
         random = torch.Generator().manual_seed(int(seeds[row]))
@@ -101,7 +102,8 @@ def _noise(x: Tensor, strength: Tensor, seeds: Tensor) -> Tensor:
 
 
 def _boxes(erase: Tensor, size: int) -> Tensor:
-    """Masks [n, 1, R, R] of boxes from (x, y, width, height), in shares of the width."""
+    """Masks [n, 1, R, R] of boxes given as (centre x, centre y, width, height), in shares of the
+    image's width."""
     grid = (torch.arange(size, device=erase.device) + 0.5) / size
     inside = [(grid - erase[:, i, None]).abs() < erase[:, i + 2, None] / 2 for i in (0, 1)]
     return (inside[1][:, None, :, None] & inside[0][:, None, None, :]).float()

@@ -1,4 +1,4 @@
-"""What everybody asks of a classifier: images as it takes them, its logits, how good it is.
+"""Images in the form a classifier takes, its logits, and how good it is.
 
 A classifier is any `nn.Module` from images [N, 1, R, R] in [-1, 1] to a logit [N], in eval mode.
 """
@@ -21,7 +21,7 @@ PERTURBATIONS = ("clean", "gamma", "blur", "crop", "noise")
 def batches(
     images: np.ndarray | Pictures, device: str | torch.device, size: int = 256
 ) -> Iterator[Tensor]:
-    """uint8 images [N, R, R], memory-mapped or not, as tensors of `size` images at most."""
+    """Yield uint8 images [N, R, R], memory-mapped or not, as tensors of at most `size` images."""
     for first in range(0, len(images), size):
         yield to_tensor(images[first : first + size], device)
 
@@ -33,13 +33,14 @@ def predict(
     device: str | torch.device,
     change: str = "clean",
 ) -> np.ndarray:
-    """Logits [N], in fp32, of uint8 images [N, R, R] under one of PERTURBATIONS."""
+    """Logits [N] in fp32 of uint8 images [N, R, R]. change: one of PERTURBATIONS."""
     logits = [classifier(perturb(x, change)).float() for x in batches(images, device)]
     return torch.cat(logits).cpu().numpy()
 
 
 def perturb(x: Tensor, change: str) -> Tensor:
-    """One fixed change of all images: gamma 0.7, a 5x5 blur, a crop to 90%, noise of 0.05."""
+    """Images [N, 1, R, R] changed in a fixed way: gamma 0.7, a 5x5 blur, a crop to 90%, or noise
+    with a standard deviation of 0.05 of the range."""
     zeros = torch.zeros(len(x), device=x.device)
     if change == "gamma":
         return augment.shade(x, zeros, zeros, zeros + math.log(0.7))
@@ -60,8 +61,8 @@ def to_tensor(images: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
 def classifier_metrics(
     classifier: nn.Module, data: Dataset, split: str, device: str | torch.device
 ) -> dict:
-    """AUROC, accuracy, sensitivity, specificity and calibration error on a split, and AUROC under
-    each fixed perturbation, with their intervals over patients: {name: {value, low, high, n}}."""
+    """AUROC, accuracy, sensitivity, specificity and calibration error on a split, and the AUROC
+    under each perturbation. Returns {name: {value, low, high, n}} with intervals over patients."""
     rows = data.rows(split)
     images, labels = data.pictures(split), data.labels[rows]
     patients = np.array([data.patients[row] for row in rows])
@@ -88,19 +89,19 @@ def mean_image(data: Dataset) -> Tensor:
 
 
 def likeness(x: Tensor, mean: Tensor) -> Tensor:
-    """Correlation [N] of images [N, 1, R, R] with the training set's mean image, both at 16x16:
-    low for a CT slice, a photograph, an inverted or overturned radiograph."""
+    """Correlation [N] of images [N, 1, R, R] with the mean training image, both at 16x16 pixels. It
+    is low for a CT slice, a photograph, or a radiograph that is inverted or upside down."""
     a, b = (F.adaptive_avg_pool2d(t.float(), 16).flatten(1) for t in (x, mean))
     a, b = (t - t.mean(1, keepdim=True) for t in (a, b))
     return F.cosine_similarity(a, b)
 
 
 def likeness_threshold(data: Dataset, mean: Tensor) -> float:
-    """The likeness that all but 1% of the validation images exceed."""
+    """The 1st percentile of the validation images' likeness."""
     parts = [likeness(x, mean) for x in batches(data.pictures("val"), "cpu")]
     return float(torch.cat(parts).quantile(0.01))
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """[-1, 1] to [0, 255], clipped and rounded."""
+    """A tensor in [-1, 1] as a uint8 array in [0, 255], clipped and rounded."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()

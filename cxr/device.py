@@ -1,6 +1,7 @@
-"""The machine: which device is used, its arithmetic, its random numbers; what it has for whom asks.
+"""The machine: the device, its arithmetic, its random numbers, and a description of it.
 
-Nothing random is kept between steps: every draw comes from a generator seeded by (seed, step).
+No state of a random generator is kept between steps. Each draw uses a new generator with a seed
+made from (seed, step, purpose).
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from cxr.data import cache
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """`auto`, `cpu` or `cuda[:N]` as a device that is there. Raises UsageError."""
+    """The device called `auto`, `cpu` or `cuda[:N]`. Raises UsageError if there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -32,20 +33,20 @@ def find_device(name: str = "auto") -> torch.device:
 
 
 def prepare(name: str = "auto") -> torch.device:
-    """Find a device and make it ready: the native kernels loaded, the allocator set up."""
+    """Find a device, load the native kernels and set up the memory allocator."""
     device = find_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         _keep_freed_memory()
-    torch.set_flush_denormal(True)  # Adam's moments of idle weights decay to them, and crawl
+    torch.set_flush_denormal(True)  # Adam's moments of unused weights decay to denormals: slow
     build.load()
     return device
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse freed activations rather than hand them back: fresh pages cost more than
-    the arithmetic done on them."""
+    """Make glibc keep freed memory for the next activations. Getting fresh pages from the system
+    takes longer than the arithmetic done on them."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: never map a tensor on its own
@@ -53,7 +54,7 @@ def _keep_freed_memory() -> None:
 
 
 def half_precision(device: torch.device) -> torch.autocast:
-    """bf16 autocast where the hardware multiplies in it, else a context that does nothing."""
+    """Autocast to bf16 if the hardware supports bf16 multiplication, else a disabled autocast."""
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -62,7 +63,7 @@ def half_precision(device: torch.device) -> torch.autocast:
 
 
 def rng(*seed: int) -> torch.Generator:
-    """A CPU generator for these numbers: (seed, step, purpose)."""
+    """A CPU random generator, seeded from all of these numbers: (seed, step, purpose)."""
     mixed = 0
     for number in seed:
         mixed = (mixed * 1_000_003 + number + 1) % (2**63 - 25)
@@ -70,7 +71,7 @@ def rng(*seed: int) -> torch.Generator:
 
 
 def machine() -> list[tuple[str, str]]:
-    """Device, arithmetic, kernels, shipped models and cache folder."""
+    """Names and values to show: device, arithmetic, kernels, shipped models, cache folder."""
     device = prepare()
     with half_precision(device):
         half = torch.is_autocast_enabled(device.type)

@@ -1,8 +1,9 @@
-"""Explain a classifier on one image: invert it, move it from healthy to diseased, ask why.
+"""Explain a classifier on one image: invert the image, move it from healthy to diseased, and make
+heat maps.
 
-The image is inverted by the encoder and refined by gradient descent. Disease of dose 0 to 1 in one
-direction gives the film, as the generator draws it and laid over the image; the classifier is asked
-at every frame.
+The encoder finds the codes of the image and gradient descent refines them. Doses of disease from 0
+to 1 in one direction give the film twice: as the generator draws it, and as an overlay on the
+image. The classifier gives a logit for every frame.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ Timer = Callable[[str], contextlib.AbstractContextManager]
 
 
 def untimed(part: str) -> contextlib.AbstractContextManager:
-    """A timer that takes no time."""
+    """A timer that measures nothing."""
     return contextlib.nullcontext()
 
 
@@ -54,11 +55,12 @@ def explain(
     classifier : another classifier than the model's, as `load_classifier` takes it
     target, classifier_input : of a classifier of one's own, as `load_classifier` takes them
     frames : number of frames from dose 0 to dose 1
-    restarts : inversions from different beginnings; the best is shown, their spread reported
-    refine : gradient steps after the encoder
-    seed : random seed, for the noise and the restarts
-    device : where a model is loaded to; a `Model` stays where it is
-    timer : from a part's name to a context manager around it, for benchmarks
+    restarts : number of inversions, each from another starting point; the best one is shown and
+        the spread of all is reported
+    refine : number of gradient steps after the encoder
+    seed : random seed of the noise and the restarts
+    device : the device for a model that is loaded from a file; a `Model` stays on its device
+    timer : a function from the name of a part to a context manager around it, for benchmarks
 
     Raises CxrError for an image that cannot be used and for a model without a generator.
     """
@@ -81,7 +83,8 @@ def explain(
 
 
 def exactly() -> contextlib.AbstractContextManager:
-    """Within it, no TF32: no finer grid would mend its rounding in an integral's completeness."""
+    """A context without TF32, whose rounding errors would spoil an integral's completeness on any
+    grid."""
     return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
 
 
@@ -95,23 +98,23 @@ def traverse(
     seed: int,
     timer: Timer,
 ) -> Traversal:
-    """Invert an image [1, 1, R, R], whose logit [1] is known, and draw its path twice: as the
-    generator draws it, and as the overlay on the image."""
+    """Invert an image [1, 1, R, R] with known logit [1], and draw its path twice: as the generator
+    draws it, and as an overlay on the image."""
     with timer("invert"):
         with torch.no_grad():
             codes = model.encoder(x)
-        found = invert(x, logit, codes, model, restarts, refine, seed)
-        path = inversion.Path(found, model.generator)
+        inverted = invert(x, logit, codes, model, restarts, refine, seed)
+        path = inversion.Path(inverted, model.generator)
         doses = torch.linspace(0, 1, frames, device=x.device)
-        directions = found.codes.u[:1]
+        directions = inverted.codes.u[:1]
         if logit <= 0:
-            directions = torch.cat([directions, sampled_directions(found.codes, seed)])
+            directions = torch.cat([directions, sampled_directions(inverted.codes, seed)])
         with torch.no_grad():
-            encoded = model.generator(*codes, found.codes.noise).clamp(-1, 1)
+            encoded = model.generator(*codes, inverted.codes.noise).clamp(-1, 1)
             drawn = path(doses)
             logits = model.classifier(drawn)
     with timer("lay_over"):
-        dose = max(found.codes.z2[0].norm().item(), 1e-6) if logit > 0 else 0.0
+        dose = max(inverted.codes.z2[0].norm().item(), 1e-6) if logit > 0 else 0.0
         overlay = lay_over(x, path, dose, model.classifier, logit)
         with torch.no_grad():
             overlaid = overlay(doses)
@@ -120,7 +123,7 @@ def traverse(
         classes=tuple(model.info["classes"]),
         image=x,
         logit=logit,
-        inversion=found,
+        inversion=inverted,
         encoded=encoded,
         directions=directions,
         doses=doses,
@@ -157,8 +160,9 @@ def with_classifier(
 ) -> Model:
     """The model with the classifier of `spec`, as `load_classifier` takes it, in its own's place.
 
-    A model does not keep a CNN of the user's that it was trained with: given to such a model, it
-    is its own. Raises UsageError for one of another size or other classes.
+    A model file does not keep a CNN of the user's own that the GAN was trained with. For such a
+    model the given CNN counts as the model's own. Raises UsageError for a classifier of another
+    size or other classes.
     """
     other = second_classifier(spec, model, "--classifier", target, classifier_input)
     networks = model.networks | {"classifier": other.classifier}
@@ -197,8 +201,9 @@ def second_classifier(
 
 @torch.no_grad()
 def rescale(model: Model) -> None:
-    """Let the dose run between another classifier's logits: its medians on random lungs of dose 0
-    and 1. If the latter is not the higher, its path will not flip, which `doubts` says."""
+    """Set the logits of dose 0 and dose 1 for another classifier: its median logits on random lungs
+    at these doses. Nothing is set if the second is not higher. Then the path does not change the
+    classifier's verdict, and `doubts` says so."""
     x = walk(model.generator, *draw_codes(model.generator, 64, 0), doses=(0.0, 1.0))
     low, high = (model.classifier(end).median().item() for end in x.unbind(1))
     if low < high:
@@ -206,8 +211,8 @@ def rescale(model: Model) -> None:
 
 
 def default_model() -> str:
-    """The shipped model that is used when none is named: `pneumonia`, whose explanations show
-    disease, where those of `covid` show that its classes come from different sources."""
+    """The shipped model that is used when none is named: `pneumonia`. Its explanations show
+    disease; those of `covid` mostly show that its two classes come from different sources."""
     names = list(shipped())
     if not names:
         raise CxrError("no model ships with this copy: give one with --model")
@@ -215,16 +220,17 @@ def default_model() -> str:
 
 
 def sample_image(model: str | None = None) -> Path:
-    """A synthetic X-ray that ships, drawn from a shipped model's generator, else the default's."""
+    """A synthetic X-ray that ships, drawn by the generator of the shipped model of this name, or
+    else of the default model."""
     name = model if model in shipped() else default_model()
-    found = sorted((weights_folder() / "samples").glob(f"{name}*.png"))
-    if not found:
+    samples = sorted((weights_folder() / "samples").glob(f"{name}*.png"))
+    if not samples:
         raise CxrError("no sample ships with this copy: give an image")
-    return found[0]
+    return samples[0]
 
 
 def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
-    """The image as the model's networks take it: [1, 1, R, R] in [-1, 1], on their device."""
+    """The image as the model's networks need it: [1, 1, R, R] in [-1, 1], on their device."""
     size, fit = model.info["size"], model.info["fit"]
     device = model.device
     if isinstance(image, Tensor):
@@ -241,13 +247,13 @@ def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
 
 
 def at_image(x: Tensor, model: Model) -> tuple[Tensor, dict[str, Tensor]]:
-    """The classifier's logit [1] on an image [1, 1, R, R], and the maps [R, R] that come from it at
-    the image alone: the gradient and, where the classifier has a convolution, Grad-CAM."""
+    """The classifier's logit [1] on an image [1, 1, R, R], and the maps [R, R] that need this image
+    alone: the gradient and, if the classifier has a convolution, Grad-CAM."""
     classifier, layer = model.classifier, None
     if isinstance(classifier, Classifier):
-        layer = classifier.trunk  # what is pooled into the logit
+        layer = classifier.trunk  # its output is pooled into the logit
     else:
-        with contextlib.suppress(CxrError):  # a classifier of the user's may have no convolution
+        with contextlib.suppress(CxrError):  # a user's own classifier may have no convolution
             layer = attribution.last_convolution(classifier, x)
     logit, slope, cam = attribution.gradient_and_grad_cam(classifier, x, layer)
     maps = {"gradient": slope[0]}
@@ -262,8 +268,8 @@ def heat_maps(
     """Maps [R, R] by name, and the completeness error of the latent integrated gradient. plain: the
     maps of `at_image`.
 
-    The path is the overlay from dose 0 to the dose found (to 1 where the image is healthy), so that
-    it ends (begins) in the original itself.
+    The path of a diseased image is the overlay from dose 0 to the image's own dose, so it ends at
+    the original. The path of a healthy image runs from dose 0 to dose 1 and begins at the original.
     """
     x, overlay = t.image, t.overlay
     span = overlay.own or 1.0

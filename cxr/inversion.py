@@ -1,4 +1,4 @@
-"""Find an image's codes: `w1`, its detail and `z2`, and the direction of its path."""
+"""Inversion: find the codes of an image (`w1`, detail, `z2`) and the direction of its path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,22 +16,20 @@ from cxr.sampling import DOSES
 
 @dataclass(frozen=True)
 class Config:
-    """How the search goes. Images are in [-1, 1], responses are logits."""
+    """Numbers of the search. Images are in [-1, 1], responses are logits."""
 
-    rate: float = 0.03  # step size for `w1`; z2, detail and direction get a third of it
-    aside: float = 0.3  # restarts begin this many standard deviations away from the encoder's codes
+    rate: float = 0.03  # learning rate of `w1`; z2, detail and direction get a third of it
+    aside: float = 0.3  # distance of the restarts from the encoder's codes, standard deviations
     directions: int = 8  # random directions of disease that are tried on a healthy image
     tried_dose: float = 0.7  # the dose at which they are tried: clearly diseased, not extreme
     tried_change: float = 10.0  # weight of their change against one logit of missing response
-    image: float = 4.0  # weight of image distance: the reconstruction has to be of this image
-    response: float = 0.3  # weight of the reconstruction's response: the classifier sees it alike
+    image: float = 4.0  # weight of the distance between image and reconstruction
+    response: float = 0.3  # weight of the difference between their logits
     path_diseased: float = 0.1  # weight of the path's response, for an image that shows disease
-    path_healthy: float = (
-        1.0  # for one that shows none: else a change for this classifier alone wins
-    )
-    change: float = 1.0  # weight of the path's change: no more than a dose needs
+    path_healthy: float = 1.0  # for a healthy one: less finds changes that only this CNN sees
+    change: float = 1.0  # weight of the change along the path: no more than a dose needs
     away: float = 20.0  # weight of leaving the first `w1`: a structure that moves hides disease
-    detail: float = 100.0  # weight of the detail: only what no `w1` draws
+    detail: float = 100.0  # weight of the detail: it holds only what no `w1` can draw
 
 
 CONFIG = Config()
@@ -39,20 +37,20 @@ CONFIG = Config()
 
 @dataclass
 class Codes:
-    """An inversion: latents of K restarts, best first, under one noise."""
+    """The codes of an image: K restarts, the best one first, with one noise."""
 
     w1: Tensor  # [K, layers, w]
     z2: Tensor  # [K, z2]
-    detail: Tensor  # [K, C, S, S], of the structure: what no `w1` draws
+    detail: Tensor  # [K, C, S, S], the part of the structure that no `w1` can draw
     noise: list[Tensor]  # [1, 1, H, W] for each layer
-    way: Tensor | None = None  # [K, z2], of any length: a healthy image's path; else it goes by z2
+    direction: Tensor | None = None  # [K, z2], any length: a healthy image's path; else that of z2
 
     @classmethod
     def together(cls, several: Sequence["Codes"]) -> "Codes":
-        """Several images' codes as one, under the noise of the first."""
+        """The codes of several images as one, with the noise of the first image."""
         kinds = zip(*((c.w1, c.z2, c.detail, c.u) for c in several))
-        w1, z2, detail, way = map(torch.cat, kinds)
-        return cls(w1, z2, detail, several[0].noise, way)
+        w1, z2, detail, direction = map(torch.cat, kinds)
+        return cls(w1, z2, detail, several[0].noise, direction)
 
     @property
     def best(self) -> "Codes":
@@ -61,24 +59,25 @@ class Codes:
 
     def ranked(self, order: Tensor | slice) -> "Codes":
         """The restarts in this order."""
-        way = None if self.way is None else self.way[order]
-        return Codes(self.w1[order], self.z2[order], self.detail[order], self.noise, way)
+        direction = None if self.direction is None else self.direction[order]
+        return Codes(self.w1[order], self.z2[order], self.detail[order], self.noise, direction)
 
     @property
     def u(self) -> Tensor:
         """The directions of the paths, unit vectors [K, z2]."""
-        return F.normalize(self.z2 if self.way is None else self.way)
+        return F.normalize(self.z2 if self.direction is None else self.direction)
 
     def draw(self, generator: nn.Module, z2: Tensor) -> Tensor:
-        """The restarts' lungs with the diseases `z2` [m K, z2], restart after restart, m times:
-        images [m K, 1, R, R], not clipped."""
+        """Draw the structures of the K restarts with the diseases `z2` [m K, z2]: the first K codes
+        belong to the K restarts in order, so do the next K, and so on. Returns images
+        [m K, 1, R, R], not clipped."""
         m, noise = len(z2) // len(self.w1), [eps.expand(len(z2), -1, -1, -1) for eps in self.noise]
         return generator(self.w1.repeat(m, 1, 1), z2, noise, self.detail.repeat(m, 1, 1, 1))
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """What `invert` finds, best restart first."""
+    """The result of `invert`, the best restart first."""
 
     codes: Codes
     reconstructions: Tensor  # [K, 1, R, R] in [-1, 1]
@@ -86,7 +85,7 @@ class Inversion:
 
 
 class Path:
-    """The best restart's images from dose 0 to dose 1; each dose is drawn once and kept."""
+    """The images of the best restart from dose 0 to dose 1. Each dose is drawn once and kept."""
 
     def __init__(self, inversion: Inversion, generator: Generator):
         self.codes, self.generator = inversion.codes.best, generator
@@ -114,17 +113,17 @@ def invert(
     refine: int,
     seed: int,
 ) -> Inversion:
-    """Find the codes of an image: the encoder, then `refine` steps of gradient descent from several
-    beginnings, the encoder's own among them. What no `w1` draws, the descent puts into a detail of
-    the structure, which all doses share.
+    """Find the codes of an image with the encoder, then refine them by `refine` steps of gradient
+    descent from several starting points. The first starting point is the encoder's codes. What no
+    `w1` can draw goes into a detail of the structure, which is the same at all doses.
 
-    Many codes draw the image nearly alike. Of these, the descent seeks those whose path has the
-    classifier answer as its doses name, asking at one dose in each step. A diseased image's path
-    goes through its own disease. A healthy one's begins with the direction, the encoder's or one of
-    some sampled, whose disease the classifier accepts for the least change.
+    Many codes draw nearly the same image. The descent prefers codes with a path on which the
+    classifier gives the logits that the doses name; each step asks at one dose. The path of a
+    diseased image goes through the image's own disease. The path of a healthy image starts in the
+    direction, the encoder's or a random one, that convinces the classifier with the least change.
 
-    x: [1, 1, R, R] in [-1, 1]; logit: [1], the classifier's on it; encoded: the encoder's `w1`
-    [1, layers, w] and `z2` [1, z2] of it.
+    x: [1, 1, R, R] in [-1, 1]; logit: the classifier's logit [1] of x; encoded: the encoder's `w1`
+    [1, layers, w] and `z2` [1, z2] of x.
     """
     random = rng(seed, 2)
     noise = model.generator.noise(1, random)
@@ -136,7 +135,7 @@ def invert(
     z2 = within(z2 + turn * (z2.norm() + 0.1))
     codes = Codes(start.clone(), z2, model.generator.detail(restarts), noise)
     if logit <= 0:
-        codes.way = nearest_disease(codes, model, seed).repeat(restarts, 1)
+        codes.direction = nearest_disease(codes, model, seed).repeat(restarts, 1)
     target = logit.clamp(*model.info["logits"])
     descend(x, target, codes, start, model, refine)
     with torch.no_grad():
@@ -148,8 +147,9 @@ def invert(
 def descend(
     x: Tensor, target: Tensor, codes: Codes, start: Tensor, model: Model, steps: int
 ) -> None:
-    """Adam on the codes, in place; the rate falls to 0 over the second half of the steps."""
-    others = [t for t in (codes.z2, codes.detail, codes.way) if t is not None]
+    """Optimise the codes in place with Adam. The learning rate falls to 0 over the second half of
+    the steps."""
+    others = [t for t in (codes.z2, codes.detail, codes.direction) if t is not None]
     free = [codes.w1, *others]
     for latent in free:
         latent.requires_grad_()
@@ -167,20 +167,22 @@ def descend(
 
 
 def within(z2: Tensor) -> Tensor:
-    """`z2` [K, z2], shortened where its dose exceeds 1."""
+    """`z2` [K, z2], shortened to length 1 where its dose is above 1."""
     return z2 / z2.norm(dim=1, keepdim=True).clamp_min(1.0)
 
 
 def inversion_loss(
     x: Tensor, target: Tensor, codes: Codes, start: Tensor, model: Model, doses: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """What each restart still lacks [K], summed over n `doses`, and what it draws,
-    [1 + n, K, 1, R, R]: its reconstruction, then its path at the doses; not clipped.
+    """The loss [K] of each restart, summed over n `doses`, and its images [1 + n, K, 1, R, R]: the
+    reconstruction, then the path at the doses, not clipped.
 
-    It lacks the image; the classifier's response to it; that response along the path, at dose 0 a
-    healthy one, so that no structure hides disease; a path that changes little; a `w1` near the
-    first one, since a structure that moves hides disease that other classifiers still see; and
-    little detail. `Config` has the weights; docs/ablations.md says what each gave.
+    The loss has six terms: the distance of the reconstruction from the image; the difference of
+    their logits; the distance of the path's logits from those that the doses name (at dose 0 a
+    healthy one, so that no structure hides disease); the change along the path; the distance of
+    `w1` from its starting point, because a structure that moves hides disease that other
+    classifiers still see; and the size of the detail. `Config` has the weights; docs/ablations.md
+    says what each term is for.
     """
     k, n = len(codes.w1), len(doses)
     drawn = codes.draw(
@@ -202,15 +204,15 @@ def inversion_loss(
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:
-    """Some unit directions [D, z2] of disease, whatever the image."""
+    """Random unit directions [D, z2] of disease, the same for every image."""
     drawn = torch.randn(CONFIG.directions, codes.z2.shape[1], generator=rng(seed, 3))
     return F.normalize(drawn).to(codes.z2.device)
 
 
 @torch.no_grad()
 def nearest_disease(codes: Codes, model: Model, seed: int) -> Tensor:
-    """The direction [1, z2], the encoder's or a sampled one, whose disease the classifier accepts
-    best for the least change."""
+    """The direction [1, z2] of disease, the encoder's or a random one, that convinces the
+    classifier best with the least change."""
     u = torch.cat([codes.u[:1], sampled_directions(codes, seed)])
     ends = torch.cat([torch.zeros_like(u[:1]), u * CONFIG.tried_dose])
     x = codes.best.draw(model.generator, ends)

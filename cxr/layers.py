@@ -1,4 +1,4 @@
-"""What the networks are built of.
+"""The building blocks of the networks.
 
 Images are `[N, 1, R, R]` in [-1, 1]; `w1` and `w2` are the style vectors of structure and disease.
 """
@@ -14,8 +14,8 @@ from cxr import ops
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018) in 8 groups, differentiable once on CPUs: torch's own
-    backward pass for channels_last there takes up to ten times as long."""
+    """Group normalisation (Wu & He 2018) in 8 groups. On CPUs it has its own backward pass, which
+    can be differentiated once only: torch's takes up to ten times as long for channels_last."""
 
     def __init__(self, channels: int):
         super().__init__(8, channels)
@@ -38,7 +38,8 @@ class _GroupNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         """With `n = (x - mean) * rstd` and means E over a group, `dx = rstd (w dy - E[w dy] -
-        n E[w dy n])`: `a x + b dy + c`, all from the sums of `dy` and `dy n` over each channel."""
+        n E[w dy n])`. This is `a x + b dy + c`, where a, b and c follow from the sums of `dy` and
+        `dy n` over each channel."""
         x, weight, mean, rstd = ctx.saved_tensors
         groups, each = mean.shape[1], x.shape[1] // mean.shape[1]  # channels in a group
         mean, rstd = (t.to(weight).repeat_interleave(each, 1) for t in (mean, rstd))  # [N, C]
@@ -57,7 +58,7 @@ class _GroupNorm(torch.autograd.Function):
 class EqualLinear(nn.Module):
     """Linear layer with equalised learning rate (Karras et al. 2018, section 4.1).
 
-    `rate` slows learning: the stored weights are larger by 1 / rate than the ones used.
+    `rate` slows learning: the stored weights are 1 / rate times as large as the weights in use.
     """
 
     def __init__(self, inputs: int, outputs: int, bias: float | None = 0.0, rate: float = 1.0):
@@ -90,8 +91,8 @@ class EqualConv(nn.Module):
 class Mapping(nn.Module):
     """`z` [N, inputs] to `w` [N, width]: leaky ReLU between equalised linear layers.
 
-    It has no biases and so is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
-    `M(0) = 0`: scaling `z` walks a straight line in style space.
+    It has no biases. Therefore it is positively homogeneous, `M(a z) = a M(z)` for `a >= 0`, and
+    `M(0) = 0`: scaling `z` moves along a straight line in style space.
     """
 
     def __init__(self, inputs: int, width: int, depth: int = 3):
@@ -108,10 +109,10 @@ class Mapping(nn.Module):
 
 
 class Structures(nn.Module):
-    """The Gaussian of the structures that an encoder finds, `z1` [N, z1] to `w1` [N, layers, w].
+    """`z1` [N, z1] to `w1` [N, layers, w], distributed like the structures that the encoder finds.
 
-    Its mean and principal components are fitted, not trained, so that random lungs have structures
-    such as real ones have (docs/ablations.md).
+    The mean and the principal components are fitted, not trained. Random lungs therefore have
+    structures like real ones (docs/ablations.md).
     """
 
     def __init__(self, z1: int, layers: int, w: int):
@@ -124,19 +125,19 @@ class Structures(nn.Module):
 
     @torch.no_grad()
     def fit(self, w1: Tensor) -> None:
-        """Become the Gaussian of `w1` [n, layers, w]."""
-        if not w1.isfinite().all():  # training has diverged, and its loop says so
+        """Fit a Gaussian to structures `w1` [n, layers, w]."""
+        if not w1.isfinite().all():  # training has diverged, and the training loop reports it
             return
         self.mean.copy_(w1.mean(0))
         apart = (w1 - self.mean).flatten(1)
         _, size, direction = torch.linalg.svd(apart, full_matrices=False)
-        found = (size[:, None] * direction / math.sqrt(len(w1) - 1)).unflatten(1, w1.shape[1:])
-        n = min(len(found), len(self.components))
-        self.components.zero_()[:n] = found[:n]
+        fitted = (size[:, None] * direction / math.sqrt(len(w1) - 1)).unflatten(1, w1.shape[1:])
+        n = min(len(fitted), len(self.components))
+        self.components.zero_()[:n] = fitted[:n]
 
 
 class Style(nn.Module):
-    """A layer's style, `A(w1) + B(w2)`; `B` has no bias, so a zero `w2` leaves no trace."""
+    """The style of a layer, `A(w1) + B(w2)`. `B` has no bias, so a zero `w2` has no effect."""
 
     def __init__(self, w: int, width: int):
         super().__init__()
@@ -148,15 +149,16 @@ class Style(nn.Module):
 
 
 class ModulatedLayer(nn.Module):
-    """A shared 3x3 convolution of an input already scaled by its style `s`, then one fused
-    epilogue: demodulation, noise, bias, activation and the next layer's style; at the end of a
-    block also the activation's contribution to the image (Karras et al. 2020, section 2.2)."""
+    """A 3x3 convolution whose weights all images share, of an input that its style `s` has already
+    scaled. One fused operation follows: demodulation, noise, bias, activation, scaling by the next
+    layer's style and, at the end of a block, the contribution to the image (Karras et al. 2020,
+    section 2.2)."""
 
     def __init__(self, inputs: int, outputs: int, w: int, up: bool, end: bool):
         super().__init__()
         self.style = Style(w, inputs)
         self.conv = EqualConv(inputs, outputs, 3)
-        self.strength = nn.Parameter(torch.zeros(()))  # noise comes in as it is needed
+        self.strength = nn.Parameter(torch.zeros(()))  # of the noise, which training may raise
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.image_style = Style(w, outputs) if end else None
         self.image_weight = nn.Parameter(torch.randn(outputs)) if end else None
@@ -177,7 +179,7 @@ class ModulatedLayer(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block that halves the image; activation and blur are one op."""
+    """A residual block that halves the image. Activation and blur are one operation."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -212,8 +214,8 @@ class ResidualBlock(nn.Module):
 
 
 class Trunk(nn.Sequential):
-    """Image [N, 1, R, R] to features [N, channels[-1], R / 2^stages, ...]: each image is first
-    brought to zero mean and unit variance, so that exposure alone says nothing."""
+    """Images [N, 1, R, R] to features [N, channels[-1], R / 2^stages, R / 2^stages]. Each image is
+    first normalised to zero mean and unit variance, so that its exposure does not matter."""
 
     def __init__(self, channels: tuple[int, ...], blocks: int):
         layers: list[nn.Module] = [nn.Conv2d(1, channels[0], 3, padding=1)]

@@ -1,5 +1,5 @@
-"""The losses of the GAN's training beside the adversarial and the classifier's, each a mean over
-images; the inversion shares the last one."""
+"""Losses for training the GAN, except the adversarial and the classifier's loss. Each is a mean
+over images. The inversion uses `image`, too."""
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,10 @@ def r1(D: nn.Module, x: Tensor, doses: Tensor) -> Tensor:
 
 
 def latent(w1_read: Tensor, z2_read: Tensor, w1: Tensor, z2: Tensor) -> Tensor:
-    """The encoder finds the codes `w1` [n/2, layers, w] and `z2` [n, z2] in the fakes, lungs at
-    dose 0 and then the same at a dose, and one `w1` whatever the dose."""
+    """Squared distance of the codes that the encoder reads in the fakes from the codes `w1`
+    [n/2, layers, w] and `z2` [n, z2] that they were drawn from, plus the squared distance between
+    the two `w1` read of the same lungs. The first n/2 fakes are at dose 0, the others show the same
+    lungs at another dose."""
     healthy, diseased = w1_read.chunk(2)
     structure = F.mse_loss(w1_read, torch.cat([w1, w1]).detach().float())
     disease = (z2_read - z2.detach()).square().sum(1).mean()
@@ -25,14 +27,15 @@ def latent(w1_read: Tensor, z2_read: Tensor, w1: Tensor, z2: Tensor) -> Tensor:
 
 
 def proximity(pairs: Tensor) -> Tensor:
-    """Mean absolute difference of lungs [n, 1, R, R] at dose 0, the first half, and the same at a
-    dose: discriminator and classifier want the disease there, nothing wants more to move."""
+    """Mean absolute difference between lungs at dose 0 and the same lungs at another dose, the
+    first and the second half of `pairs` [n, 1, R, R]. It keeps the change small. Discriminator and
+    classifier ask for the change that the disease needs."""
     healthy, diseased = pairs.chunk(2)
     return (diseased - healthy).abs().mean()
 
 
 def image(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute difference of images [N, 1, R, R] at three scales, and what SSIM lacks of 1."""
+    """Mean absolute difference of images [N, 1, R, R] at three scales, plus 1 - SSIM."""
     loss = 1 - metrics.ssim(x, y).mean()
     for _ in range(3):
         loss = loss + (x - y).abs().mean()

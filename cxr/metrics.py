@@ -1,7 +1,7 @@
-"""Statistics of classifiers and images, and the 95% interval of each.
+"""Statistics of classifiers and images, with 95% intervals.
 
-`labels` are 0 (negative) or 1 (positive), [N]. A measure that the data do not define (no image of
-the class it asks about) is NaN.
+`labels` [N] are 0 (negative) or 1 (positive). A measure is NaN if the data do not define it, for
+example because a class has no images.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ Z = 1.959964  # the 97.5% point of the normal distribution
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The chance that a positive scores above a negative, a tie counting half (Mann-Whitney).
+    """The probability that a positive scores above a negative; a tie counts half (Mann-Whitney).
 
-    scores: [N], any monotone scale. NaN if a class is missing or a score is NaN.
+    scores: [N], on any monotone scale. NaN if a class is missing or a score is NaN.
     """
     scores, positive = np.asarray(scores), np.asarray(labels) == 1
     pairs = positive.sum() * (~positive).sum()
@@ -29,22 +29,22 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def share(hits: np.ndarray) -> float:
-    """The mean of [N] values that are 0 or 1 each: in how many of the images something holds."""
+    """The mean of [N] values that are 0 or 1: the share of images for which something holds."""
     return float(np.mean(hits)) if len(hits) else float("nan")
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images called right; a probability of 0.5 or more calls an image positive."""
+    """Share of images classified correctly; a probability of 0.5 or more means positive."""
     return share(_called(probabilities) == (np.asarray(labels) == 1))
 
 
 def sensitivity(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the positive images called positive (probability 0.5 or more)."""
+    """Share of the positive images with a probability of 0.5 or more."""
     return share(_called(probabilities)[np.asarray(labels) == 1])
 
 
 def specificity(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the negative images called negative (probability under 0.5)."""
+    """Share of the negative images with a probability under 0.5."""
     return share(~_called(probabilities)[np.asarray(labels) == 0])
 
 
@@ -52,7 +52,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Expected calibration error of the positive class (Naeini et al. 2015; Guo et al. 2017).
 
     Sum over 15 bins of equal width on [0, 1] of (share of images in the bin) times |mean
-    probability - share of positives|. Equal width, as in most papers, so that figures compare.
+    probability - share of positives|. Most papers use bins of equal width, too.
     """
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
     if len(labels) == 0:
@@ -62,11 +62,12 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T in [0.05, 20] whose sigmoid(logit / T) has the least cross-entropy (Guo et al. 2017).
+    """The T in [0.05, 20] with the least cross-entropy of sigmoid(logit / T) (Guo et al. 2017).
 
-    The targets are Platt's (1999), (P + 1) / (P + 2) and 1 / (M + 2) for P positives and M
-    negatives: on a set without a single error plain labels would ask for T = 0, certainty that a
-    finite set cannot give. logits, labels: [N] of the validation images. 1 if there are none.
+    The targets are those of Platt (1999), (P + 1) / (P + 2) and 1 / (M + 2) for P positives and M
+    negatives. With plain labels, a set without errors would give T = 0, which means certainty. A
+    finite set cannot justify that. logits, labels: [N] of the validation images. Returns 1 if there
+    are none.
     """
     logits, positive = np.asarray(logits, float), np.asarray(labels) == 1
     if len(logits) == 0:
@@ -93,8 +94,8 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004): 11 x 11 Gaussian window, sigma 1.5.
 
-    K1 = 0.01, K2 = 0.03, population covariance, mean over the windows that lie wholly inside. The
-    measure is meant for intensities from zero, so the images are moved to [0, 1], data range 1.
+    K1 = 0.01, K2 = 0.03, population covariance, mean over the windows that lie wholly inside. SSIM
+    is defined for intensities of at least 0, so the images are mapped to [0, 1] (data range 1).
     x, y: [N, 1, R, R] in [-1, 1], R at least 11. Returns [N], differentiable.
     """
     x, y = (x.float() + 1) / 2, (y.float() + 1) / 2
@@ -118,21 +119,21 @@ def bootstrap(
 ) -> dict[str, float]:
     """A statistic with its 95% percentile interval over patients (Efron 1979, cluster bootstrap).
 
-    Patients are drawn with replacement, each with all of its rows. statistic: from the arrays' rows
-    to a float; a resample where it is NaN (say, because a class is missing) is skipped. groups: the
-    patient of each row, [N]; arrays: [N, ...] each. Returns value (of the data themselves), low,
-    high and n, the number of rows; all NaN but n if there is none.
+    Patients are drawn with replacement, each with all of its rows. statistic: a function from rows
+    of the arrays to a float; a resample in which it is NaN (for example because a class is missing)
+    is skipped. groups: the patient of each row, [N]; arrays: [N, ...] each. Returns value (of the
+    data themselves), low, high and n, the number of rows. Without rows, all but n are NaN.
 
-    Where every resample gives 0 or every one 1, the bootstrap has no width and would claim
-    certainty. Then `ends` gives the interval; by default the one of the statistic in ENDS. A
-    statistic without one keeps the bootstrap's own interval.
+    If all resamples give 0, or all give 1, the bootstrap interval has no width and would claim
+    certainty. Then `ends` computes the interval, by default the function for this statistic in
+    ENDS. A statistic without such a function keeps the bootstrap interval.
     """
     arrays = [np.asarray(array) for array in arrays]
     _, patient, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     if len(patient) == 0:
         return {"value": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    order = np.argsort(patient, kind="stable")  # rows, patient after patient
-    starts = np.cumsum(counts) - counts  # where in it each patient begins
+    order = np.argsort(patient, kind="stable")  # the rows, sorted by patient
+    starts = np.cumsum(counts) - counts  # where each patient begins in `order`
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(samples):
@@ -151,23 +152,23 @@ def bootstrap(
 
 
 def share_ends(value: float, patients: np.ndarray, *arrays: np.ndarray) -> tuple[float, float]:
-    """The exact 95% interval of a share of the patients that is 0 or 1 (Clopper & Pearson 1934)."""
+    """The exact 95% interval of a share of patients that is 0 or 1 (Clopper & Pearson 1934)."""
     rare = 1 - 0.025 ** (1 / len(np.unique(patients)))
     return (0.0, rare) if value == 0 else (1 - rare, 1.0)
 
 
 def auroc_ends(value: float, patients: np.ndarray, *arrays: np.ndarray) -> tuple[float, float]:
-    """The 95% score interval of an AUROC that is 0 or 1; the last array are the labels.
+    """The 95% score interval of an AUROC that is 0 or 1. The last array has the labels.
 
-    Bootstrap, DeLong's (1988) and Hanley & McNeil's (1982) standard errors are all 0 there. Newcombe
-    (2006, Statistics in Medicine 25:559, method 5) instead asks which true AUROC A the data are
-    still compatible with: |value - A| = z sqrt(V(A)), V being Hanley & McNeil's variance at A for
-    distributions of exponential type. For its numbers of positives and negatives the patients of
-    each class are counted, not their images.
+    The standard errors of the bootstrap, of DeLong (1988) and of Hanley & McNeil (1982) are all 0
+    there. Newcombe (2006, Statistics in Medicine 25:559, method 5) instead asks which true AUROC A
+    is still compatible with the data: |value - A| = z sqrt(V(A)), where V is the variance of Hanley
+    & McNeil at A for distributions of exponential type. The numbers of positives and negatives are
+    numbers of patients, not of images.
     """
     positive, negative = (len(np.unique(patients[arrays[-1] == label])) for label in (1, 0))
     more = (positive + negative) / 2 - 1
-    low, high = 0.0, 1.0  # of A where the value is 1, by bisection; 0 is its mirror image
+    low, high = 0.0, 1.0  # bisection for A if the value is 1; the case 0 is its mirror image
     for _ in range(60):
         middle = (low + high) / 2
         spread = 1 + more * ((1 - middle) / (2 - middle) + middle / (1 + middle))
@@ -186,23 +187,23 @@ ENDS: dict[Callable[..., float], Ends] = {
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation (Spearman 1904), ties sharing their mean rank; NaN if a or b is constant."""
+    """Rank correlation (Spearman 1904) with mean ranks for ties; NaN if a or b is constant."""
     return pearson(ranks(a), ranks(b))
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Linear correlation (Pearson 1895) of [N] and [N]; NaN if a or b is constant."""
+    """Linear correlation (Pearson 1895) of a [N] and b [N]; NaN if a or b is constant."""
     return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else float("nan")
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """The rank of each value from 1, flattened; equal values share their mean rank."""
+    """The rank of each value, from 1, as a flat array; equal values get their mean rank."""
     _, level, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[level.ravel()]
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-logit)), written so that no logit overflows."""
+    """1 / (1 + exp(-logit)), computed without overflow."""
     return (1 + np.tanh(logits / 2)) / 2
 
 
@@ -213,8 +214,8 @@ def _called(probabilities: np.ndarray) -> np.ndarray:
 def _blur(x: Tensor) -> Tensor:
     """The Gaussian mean of every whole 11 x 11 window: [N, C, R, R] -> [N, C, R - 10, R - 10].
 
-    Sums of shifted images, not a convolution: a GPU would run that in TF32 or bf16, whose rounding
-    drowns the difference E[x^2] - E[x]^2.
+    It adds shifted images instead of using a convolution. A GPU would compute a convolution in TF32
+    or bf16, whose rounding errors exceed the difference E[x^2] - E[x]^2.
     """
     weights = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     weights = (weights / weights.sum()).tolist()

@@ -1,7 +1,7 @@
-"""Classifier, Encoder, Generator and Discriminator, each beside the frozen config that rebuilds it.
+"""Classifier, Encoder, Generator and Discriminator, each with the frozen config that rebuilds it.
 
-Images are `[N, 1, R, R]` in [-1, 1]. `z1` is the lung structure, `z2 = dose * u` the disease, `u`
-on the unit sphere; `w1` and `w2` are their style vectors.
+Images are `[N, 1, R, R]` in [-1, 1]. `z1` is the lung structure. `z2 = dose * u` is the disease,
+with `u` on the unit sphere. `w1` and `w2` are their style vectors.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from cxr.layers import (
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    channels: tuple[int, ...] = (32, 64, 96, 160)  # one stage each, halving the image before it
+    channels: tuple[int, ...] = (32, 64, 96, 160)  # one stage each, which halves its input
     blocks: int = 2  # residual blocks per stage
     dropout: float = 0.2
 
@@ -35,7 +35,7 @@ class ClassifierConfig:
 @dataclass(frozen=True)
 class EncoderConfig:
     channels: tuple[int, ...]  # one stage each, from size / 2 down to 4 x 4
-    layers: int  # of the generator: each gets its own `w1`
+    layers: int  # of the generator; each layer gets its own `w1`
     w: int = 128
     z2: int = 16
 
@@ -47,7 +47,7 @@ class GeneratorConfig:
     z2: int = 16
     w: int = 128
     convs: int = 1  # per block
-    noisy: int = 32  # pixels of the largest layers that get noise: on larger ones it is film grain
+    noisy: int = 32  # largest layers with noise, in pixels; in larger ones noise is film grain
 
     @property
     def layers(self) -> int:
@@ -57,7 +57,7 @@ class GeneratorConfig:
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     channels: tuple[int, ...]  # at size, ..., 8, 4
-    group: int = 4  # images over which the minibatch standard deviation is taken
+    group: int = 4  # images in a group of the minibatch standard deviation
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def _preset(
     w: int = 128,
     convs: int = 1,
 ) -> Preset:
-    """`up`: the generator's channels at 4, 8, ..., size; the discriminator mirrors them."""
+    """A preset. up: the generator's channels at 4, 8, ..., size; the discriminator has the same in
+    reverse."""
     generator = GeneratorConfig(up, z1=w, w=w, convs=convs)
     return Preset(
         size=2 ** (len(up) + 1),
@@ -91,7 +92,7 @@ PRESETS = {
     "tiny": _preset((32, 32, 24, 16), ClassifierConfig((16, 24, 32), 1), (16, 24, 32), w=32),
     "cxr32": _preset((96, 96, 64, 40), ClassifierConfig((16, 32, 64), 1), (32, 64, 96), w=96),
     "cxr64": _preset((256, 192, 128, 96, 48), ClassifierConfig(), (32, 64, 128, 192)),
-    "cxr128": _preset(  # cxr64 with a stage more, so that it can begin with its weights
+    "cxr128": _preset(  # cxr64 with one more stage, so that it can begin with the weights of cxr64
         (256, 192, 128, 96, 48, 32),
         ClassifierConfig((32, 32, 64, 96, 160)),
         (32, 32, 64, 128, 192),
@@ -123,19 +124,19 @@ class Generator(nn.Module):
                 self.layers.append(ModulatedLayer(inputs, outputs, config.w, up, end))
                 inputs = outputs
         self.image_bias = nn.Parameter(torch.zeros(()))
-        self.detailed = min(2, len(config.channels) - 3)  # the block that a detail is added after
+        self.detailed = min(2, len(config.channels) - 3)  # a detail is added after this block
 
     def M1(self, z1: Tensor) -> Tensor:
-        """`z1` [N, z1] to `w1` [N, layers, w]; only the direction of `z1` counts."""
+        """`z1` [N, z1] to `w1` [N, layers, w]. Only the direction of `z1` matters."""
         return self.structure(F.normalize(z1) * math.sqrt(z1.shape[1]))
 
     def M2(self, z2: Tensor) -> Tensor:
-        """`z2` [N, z2] to `w2` [N, w]; zero for zero, and homogeneous."""
+        """`z2` [N, z2] to `w2` [N, w]. Homogeneous, and zero for a zero `z2`."""
         return self.disease(z2 * math.sqrt(z2.shape[1]))
 
     def noise(self, n: int, rng: torch.Generator | None = None) -> list[Tensor]:
-        """Unit Gaussian noise, [n, 1, H, W] per layer, drawn on the CPU; fixed along a path. Zeros
-        for layers larger than `noisy`."""
+        """Unit Gaussian noise, [n, 1, H, W] per layer, drawn on the CPU. It is zero for layers
+        larger than `noisy`. A path uses the same noise at all doses."""
         noise, size = [], 4
         for layer in self.layers:
             size *= 2 if layer.up else 1
@@ -146,18 +147,19 @@ class Generator(nn.Module):
         return noise
 
     def detail(self, n: int) -> Tensor:
-        """A zero detail [n, C, S, S]: of 16 pixels, or R / 4 if that is less. A finer one would
-        hold the texture by which classes differ, at every dose (docs/ablations.md)."""
+        """A detail [n, C, S, S] of zeros, where S is 16, or R / 4 if that is less. A finer detail
+        would hold the texture by which the classes differ, and show it at every dose
+        (docs/ablations.md)."""
         size = 4 * 2**self.detailed
         return torch.zeros(n, self.config.channels[self.detailed], size, size).to(self.const.device)
 
     def forward(
         self, w1: Tensor, z2: Tensor, noise: list[Tensor], detail: Tensor | None = None
     ) -> Tensor:
-        """Images [N, 1, R, R], not clipped, from `w1` [N, layers, w].
+        """Images [N, 1, R, R], not clipped, from `w1` [N, layers, w] and `z2` [N, z2].
 
-        `detail` is added to the features of its size: what an inversion found in an image and no
-        `w1` holds (the space F/W+ of Kang, Kim & Cho 2021, BDInvert).
+        `detail` [N, C, S, S] is added to the features of its size. It holds what an inversion found
+        in an image and no `w1` can draw (the space F/W+ of Kang, Kim & Cho 2021, BDInvert).
         """
         w1, w2 = w1.unbind(1), self.M2(z2)
         styles = [layer.style(w, w2) for layer, w in zip(self.layers, w1)] + [None]
@@ -173,10 +175,11 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """`(image, dose) -> realness`, conditioned on the dose by projection (Miyato & Koyama 2018).
+    """`(image, dose) -> logit of being real`, conditioned on the dose by projection (Miyato &
+    Koyama 2018).
 
-    The minibatch standard deviation (Karras et al. 2018, section 3) is taken over consecutive
-    groups, so that a batch cut between groups gives the same answer.
+    The minibatch standard deviation (Karras et al. 2018, section 3) is computed in groups of
+    consecutive images, so that a batch can be split between two groups without a change.
     """
 
     def __init__(self, config: DiscriminatorConfig):
@@ -196,7 +199,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, x: Tensor, dose: Tensor) -> Tensor:
-        """Logit [N] of being real, for images [N, 1, R, R] of doses [N] in [0, 1]."""
+        """The logit [N] of being real, for images [N, 1, R, R] at doses [N] in [0, 1]."""
         x = ops.mod_act(self.stem(x.to(memory_format=torch.channels_last)), b=self.stem_bias)
         for block in self.blocks:
             x = block(x)  # ... [N, C, 4, 4]
@@ -207,7 +210,7 @@ class Discriminator(nn.Module):
         return (self.score(h)[:, 0] + (h * e).sum(1) / math.sqrt(h.shape[1])).float()
 
     def spread(self, x: Tensor) -> Tensor:
-        """Mean standard deviation within each group, as a channel [N, 1, H, W]."""
+        """The mean standard deviation within each group, as a channel [N, 1, H, W]."""
         n, _, height, width = x.shape
         groups = x.float().unflatten(0, (-1, min(self.config.group, n)))  # [N / g, g, C, H, W]
         variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)
@@ -218,9 +221,9 @@ class Discriminator(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A compact residual CNN, `[N, 1, R, R]` to the logit [N] of disease, any R from 32 up.
+    """A compact residual CNN from images `[N, 1, R, R]`, R at least 32, to logits [N] of disease.
 
-    The logit is divided by `temperature`, calibrated after training (Guo et al. 2017).
+    The logit is divided by `temperature`, which is calibrated after training (Guo et al. 2017).
     """
 
     def __init__(self, config: ClassifierConfig):
@@ -240,7 +243,8 @@ class Classifier(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image [N, 1, R, R] to `w1` [N, layers, w] and `z2` [N, z2] with length in [0, 1]."""
+    """Images [N, 1, R, R] to `w1` [N, layers, w] and `z2` [N, z2]. The length of `z2`, the dose, is
+    in [0, 1]."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -259,10 +263,10 @@ class Encoder(nn.Module):
 
 
 def outgrows(config, smaller) -> bool:
-    """Whether a network of this config is one of `smaller`, of the same kind, with more stages at
-    the image's end: what `grow` needs."""
+    """Whether a network of this config is a network of the config `smaller`, of the same kind, with
+    more stages for a larger image. `grow` needs this."""
     n = len(smaller.channels)
-    first = isinstance(config, GeneratorConfig)  # its channels begin at 4 x 4, the others end there
+    first = isinstance(config, GeneratorConfig)  # its channels begin at 4 x 4; others end there
     shared = config.channels[:n] if first else config.channels[-n:]
     fewer = {"layers": smaller.layers} if isinstance(config, EncoderConfig) else {}
     return dataclasses.replace(config, channels=shared, **fewer) == smaller
@@ -270,21 +274,22 @@ def outgrows(config, smaller) -> bool:
 
 @torch.no_grad()
 def grow(network: nn.Module, smaller: nn.Module) -> None:
-    """Give a network the weights of one for smaller images, counted from 4 x 4; see `outgrows`.
+    """Copy the weights of a network for smaller images; see `outgrows`. Stages correspond by their
+    distance from the 4 x 4 stage.
 
-    The new stages and a discriminator's first convolution stay as they are, except that a
-    generator's stages draw nothing at first: it begins with the smaller one's image, enlarged
-    (progressive growing, Karras et al. 2018, section 2, without the fading in). An encoder's new
-    layers begin with the `w1` of the last. A generator's random structures are fitted anew in
-    training: a smaller one's, of fewer layers, are not copied.
+    The new stages and a discriminator's first convolution keep their own weights. A generator's new
+    stages draw nothing at first, so it begins with the smaller generator's image, enlarged
+    (progressive growing, Karras et al. 2018, section 2, without fading in). An encoder's new layers
+    begin with the `w1` of the last old layer. A generator's random structures are not copied if the
+    number of layers differs: training fits them again.
     """
     config, old = network.config, smaller.config
     shift = (len(config.channels) - len(old.channels)) * getattr(config, "blocks", 1)
     weights = network.state_dict()
     for key, value in smaller.state_dict().items():
-        if key.startswith("stem") and shift:  # a discriminator's, as wide as its first stage
+        if key.startswith("stem") and shift:  # a discriminator's; as wide as its first stage
             continue
-        if not key.startswith("trunk.0."):  # of blocks counted from the image
+        if not key.startswith("trunk.0."):  # blocks are numbered from the image on
             key = re.sub(r"^(trunk|blocks)\.(\d+)", lambda m: f"{m[1]}.{int(m[2]) + shift}", key)
         if key.startswith("structure.") and isinstance(config, GeneratorConfig):
             if weights[key].shape != value.shape:

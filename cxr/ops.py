@@ -1,10 +1,10 @@
 """The fused operations of the networks: everything a layer does between two convolutions.
 
-Each operation is one pass over the activations. Here stand its schema, its reference in plain
-torch, its fake and its autograd formula; where `cxr.build` has loaded a native kernel for the
-device, the dispatcher prefers it to the reference. Arithmetic is in fp32 (fp64 for fp64) whatever
-the storage; the convolution's output is saved for the backward pass and the rest recomputed from
-it. Results are channels_last.
+Each operation is one pass over the activations. This file has its schema, its reference in plain
+torch, its fake implementation and its autograd formula. If `cxr.build` has loaded a native kernel
+for the device, the dispatcher uses the kernel instead of the reference. Arithmetic is in fp32 (fp64
+for fp64), whatever the storage type. The convolution's output is saved for the backward pass; the
+rest is computed again from it. Results are channels_last.
 
 The blur is the separable [1, 3, 3, 1] / 8 of Karras et al. 2019 (StyleGAN, section 2).
 """
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SLOPE = 0.2  # of every leaky ReLU
-GAIN = math.sqrt(2)  # keeps the variance through a leaky ReLU
-CLAMP = 256.0  # bounds half-precision activations
+GAIN = math.sqrt(2)  # preserves the variance through a leaky ReLU
+CLAMP = 256.0  # limit of the activations, for half precision
 
 
 def mod_act(
@@ -30,9 +30,9 @@ def mod_act(
     b: Tensor | None = None,
     s_next: Tensor | None = None,
 ) -> Tensor:
-    """`s_next * clamp(gain * lrelu(c * d + strength * eps + b))`, a layer's whole epilogue.
+    """`s_next * clamp(gain * lrelu(c * d + strength * eps + b))`: all that follows a convolution.
 
-    Arguments left out leave their factor or term out. `eps` gets no gradient.
+    Without an optional argument, its factor or term is left out. `eps` gets no gradient.
 
     Parameters
     ----------
@@ -54,10 +54,10 @@ def mod_act_image(
     r: Tensor,
     s_next: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    """The end of a block: `mod_act`, and the activation's 1x1 convolution to a grey image.
+    """The end of a block: `mod_act`, and a 1x1 convolution of the activation to a grey image.
 
     Parameters are those of `mod_act`, and
-    r : [N, C], the image convolution's weight, modulated by its style
+    r : [N, C], the weight of the convolution to the image, modulated by its style
 
     Returns
     -------
@@ -76,8 +76,8 @@ def fir_mod_act(
     b: Tensor | None = None,
     s_next: Tensor | None = None,
 ) -> Tensor:
-    """`mod_act` of the blurred `c` [N, C, 2H + 1, 2W + 1], the output of a stride-2 transposed
-    convolution; the result is [N, C, 2H, 2W]."""
+    """`mod_act` of the blurred `c` [N, C, 2H + 1, 2W + 1], which is the output of a transposed
+    convolution with stride 2. Returns [N, C, 2H, 2W]."""
     return torch.ops.cxrgan.fir_mod_act(c, d, eps, strength, b, None, s_next)[0]
 
 
@@ -96,16 +96,16 @@ def fir_mod_act_image(
 
 
 def act_fir(c: Tensor, b: Tensor, down: int = 2) -> Tensor:
-    """`fir(gain * lrelu(c + b), down)`: [N, C, H, W] to [N, C, H / down, W / down] for `down=2`,
-    to [N, C, H - 1, W - 1] for `down=1`."""
+    """`fir(gain * lrelu(c + b), down)` of `c` [N, C, H, W]. Returns [N, C, H / 2, W / 2] for
+    `down=2` and [N, C, H - 1, W - 1] for `down=1`."""
     return torch.ops.cxrgan.act_fir(c, b, down)
 
 
 def fir(x: Tensor, up: int = 1, down: int = 1, gain: float = 1.0, pad: int = 1) -> Tensor:
-    """Blur `x` [N, C, H, W] with [1, 3, 3, 1], resampling by 2 up or down.
+    """Blur `x` [N, C, H, W] with [1, 3, 3, 1] and resample it by a factor of 2, up or down.
 
-    `up=2` and `down=2` keep the signal's mean and return 2H and H/2; `up=down=1` returns
-    H + 2 pad - 3.
+    The height of the result is 2H for `up=2`, H / 2 for `down=2`, and H + 2 pad - 3 for
+    `up=down=1`; the width likewise. Resampling preserves the mean.
     """
     if up == 2:
         sizes = [2 * size for size in x.shape[2:]]
@@ -126,7 +126,7 @@ def _channels_last(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _per_pixel(vector: Tensor, like: Tensor) -> Tensor:
-    """[N, C] or [C] to a factor of `like` [N, C, H, W]."""
+    """A vector [N, C] or [C], reshaped so that it multiplies `like` [N, C, H, W] by channel."""
     return vector.to(like.dtype)[..., None, None]
 
 
@@ -152,7 +152,7 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def _argument(x: Tensor, d, eps, strength, b) -> Tensor:
-    """What the activation is applied to, from `x` in fp32."""
+    """The argument of the activation, from `x` in fp32."""
     if d is not None and b is not None:
         x = torch.addcmul(_per_pixel(b, x), x, _per_pixel(d, x))
     elif d is not None:
@@ -167,7 +167,7 @@ def _activate(x: Tensor) -> Tensor:
 
 
 def _activate_bwd(g: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """`g` times the derivative of `y = _activate(x)`, short of the gain."""
+    """`g` times the derivative of `y = _activate(x)`, without the gain."""
     g = torch.ops.aten.hardtanh_backward(g, y, -CLAMP, CLAMP)
     return torch.ops.aten.leaky_relu_backward(g, x, SLOPE, False)
 
@@ -206,8 +206,8 @@ def _mod_act_bwd(gy, gimage, c, d, eps, strength, b, r, s_next, blur: bool = Fal
 
 
 def _present(grad: Tensor | None, of: Tensor | None, like: Tensor) -> Tensor:
-    """An operator's output cannot be None: empty where there is no input for the gradient, zero
-    where the input had no part in what was differentiated."""
+    """The gradient of an input. An operator cannot return None, so the result is empty if there is
+    no input, and zero if the result does not depend on the input."""
     if grad is not None:
         return grad
     return like.new_empty(0) if of is None else like.new_zeros(of.shape)
@@ -273,11 +273,11 @@ def _fir_fake(x, factor, transposed, pad, height, width, gain) -> Tensor:
 
 
 def _save(ctx, inputs: Sequence, output) -> None:
-    """Keep an op's inputs: tensors, which come first in every schema, and then numbers."""
+    """Save an operation's inputs: tensors, which come first in every schema, and numbers."""
     tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
     ctx.save_for_backward(*tensors)
     ctx.numbers = inputs[len(tensors) :]
-    ctx.set_materialize_grads(isinstance(output, Tensor))  # of several, an unused one costs nothing
+    ctx.set_materialize_grads(isinstance(output, Tensor))  # no zeros for an unused output
 
 
 def _like(grad: Tensor, of: Tensor | None) -> Tensor | None:
@@ -288,7 +288,7 @@ def _mod_act_backward(ctx, gy, gimage, bwd: Callable):
     _, d, _, strength, b, r, s_next = ctx.saved_tensors
     if ctx.needs_input_grad[2]:
         raise NotImplementedError("mod_act has no gradient for eps")
-    gy = None if r is not None and s_next is None else gy  # an output that was left empty
+    gy = None if r is not None and s_next is None else gy  # this output is empty
     gimage = None if r is None else gimage
     if gy is None and gimage is None:
         return (None,) * 7
@@ -312,10 +312,10 @@ def _fir_backward(ctx, g):
 
 
 def _replay(ctx, *grads, reference: Callable):
-    """The autograd formula of a `_bwd` op: its reference, differentiated.
+    """The autograd formula of a `_bwd` operation: differentiate its reference.
 
-    The reference sees aliases of the saved tensors, so that only this op is differentiated and not
-    what its inputs came from; where a graph is asked for, it reaches them and any order is right.
+    The reference gets aliases of the saved tensors, so that only this operation is differentiated.
+    With `create_graph` the graph reaches its inputs, so derivatives of any order are right.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -323,13 +323,13 @@ def _replay(ctx, *grads, reference: Callable):
         outputs = reference(*inputs, *ctx.numbers)
     pairs = [(y, g) for y, g in zip(outputs, grads) if g is not None and y.requires_grad]
     wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
-    found = {}
+    gradients = {}
     if pairs and wanted:
         ys, gs = zip(*pairs)
         xs = [inputs[i] for i in wanted]
         grads = torch.autograd.grad(ys, xs, gs, create_graph=create_graph, allow_unused=True)
-        found = dict(zip(wanted, grads))
-    return tuple(found.get(i) for i in range(len(inputs) + len(ctx.numbers)))
+        gradients = dict(zip(wanted, grads))
+    return tuple(gradients.get(i) for i in range(len(inputs) + len(ctx.numbers)))
 
 
 # ---- registration ----

@@ -1,11 +1,12 @@
-"""The path laid over the original, in as few places as the classifier needs.
+"""The overlay: the original image, changed along the path only where the classifier needs it.
 
-The generator cannot draw all of an image. Added to the image, the path's difference leaves a lesion
-that was not drawn where it is; so on the way to the other class the image is turned into what the
-generator draws there, but only within a soft mask, found by gradient descent: the least change
-that has the classifier answer as it answers to the whole (after the preservation game of Fong &
-Vedaldi 2017, section 4, played between an image and its counterfactual). It has to answer so under
-noise, too: what a little noise undoes is an adversarial pattern, and convinces no other classifier.
+The generator cannot draw everything in an image. If the path's difference were added to the image,
+a lesion that the generator did not draw would stay there. Instead, the image is turned into what
+the generator draws of the other class, but only inside a soft mask. Gradient descent finds the mask
+with the least change to which the classifier answers as it does to the whole change (after the
+preservation game of Fong & Vedaldi 2017, section 4, here between an image and its counterfactual).
+The answer has to be the same under noise. A change that a little noise undoes is an adversarial
+pattern and does not convince another classifier.
 """
 
 from collections.abc import Callable
@@ -18,33 +19,34 @@ from torch import Tensor, nn
 
 from cxr.device import rng
 
-CELLS = 16  # of the mask along each side: a coarse one is no adversarial pattern
-STEPS = 60  # of its descent
-PRICE = 0.6  # of the whole change, in units of the whole response
-NOISE = 0.1  # its standard deviation, where images are in [-1, 1]
+CELLS = 16  # of the mask along each side: a coarse mask makes no adversarial pattern
+STEPS = 60  # of the gradient descent
+PRICE = 0.6  # weight of the share of the change, against the share of the response that is missing
+NOISE = 0.1  # standard deviation; images are in [-1, 1]
 
 
 @dataclass
 class Overlay:
-    """An image changed along a path of doses where `mask` allows it.
+    """An image, changed along a path of doses inside a mask.
 
-    `image` itself at its own dose; towards the other class, `mask * generated + (1 - mask) * image`
-    at the end; the other way, the path's difference is added to it, where `mask` allows it.
+    At the image's own dose it is `image` itself. At the end of the other class it is
+    `mask * generated + (1 - mask) * image`. Away from the other class, the path's difference,
+    multiplied by the mask, is added to `image`.
     """
 
     image: Tensor  # [1, 1, R, R]
     along: Callable[[Tensor], Tensor]  # doses [N] to generated images [N, 1, R, R]
-    own: float  # the image's dose; 0 for one that is called healthy
+    own: float  # the image's dose; 0 if the classifier calls it healthy
     mask: Tensor | float = 1.0  # [1, 1, R, R]
 
     @property
     def other(self) -> float:
-        """The dose at the other class's end of the path."""
+        """The dose at the path's end of the other class."""
         return 0.0 if self.own else 1.0
 
     @cached_property
     def drawn(self) -> Tensor:
-        """What the generator draws of the image itself, [1, 1, R, R]."""
+        """The reconstruction [1, 1, R, R]: the image as the generator draws it."""
         return self.along(self.image.new_tensor([self.own]))
 
     def __call__(self, doses: Tensor) -> Tensor:
@@ -61,8 +63,8 @@ def lay_over(
     classifier: nn.Module,
     logit: Tensor,
 ) -> Overlay:
-    """The path over an image [1, 1, R, R] with the mask that the classifier needs. logit: [1], the
-    classifier's of the image."""
+    """The overlay on an image [1, 1, R, R], with the mask that the classifier needs. along, own: as
+    in `Overlay`; logit: the classifier's logit [1] of the image."""
     whole = Overlay(image, along, own)
     with torch.no_grad():
         end = whole(torch.tensor([whole.other], device=image.device))
@@ -70,9 +72,9 @@ def lay_over(
 
 
 def needed(x: Tensor, y: Tensor, classifier: nn.Module, logit: Tensor) -> Tensor:
-    """Where `x` [1, 1, R, R] has to become `y` for the classifier to answer as it answers to `y`:
-    a mask [1, 1, R, R] in [0, 1] that changes as little as it can. logit: [1], the classifier's of
-    `x`."""
+    """The mask [1, 1, R, R] in [0, 1] with the least change that is needed: where `x` [1, 1, R, R]
+    has to become `y` so that the classifier answers as it answers to `y`. logit: the classifier's
+    logit [1] of `x`."""
     with torch.no_grad():
         response = (classifier(y) - logit).abs().clamp_min(1e-6)
     whole, random = (y - x).abs().sum().clamp_min(1e-6), rng(0)

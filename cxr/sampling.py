@@ -1,4 +1,4 @@
-"""What a generator can do at this moment: its fakes, its inversions, and a sheet of both."""
+"""Random lungs and reconstructions of a generator: drawn, measured, and shown on a sheet."""
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ DOSES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def draw_codes(G: Generator, n: int, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """`n` random structures `w1` [n, layers, w], disease directions `u` [n, z2] and noises."""
+    """Random codes: structures `w1` [n, layers, w], directions `u` [n, z2] of disease, and noise,
+    [n, 1, H, W] per layer."""
     random, device = rng(seed, 0), G.const.device
     z1 = torch.randn(n, G.config.z1, generator=random).to(device)
     u = F.normalize(torch.randn(n, G.config.z2, generator=random)).to(device)
@@ -23,17 +24,18 @@ def draw_codes(G: Generator, n: int, seed: int) -> tuple[Tensor, Tensor, list[Te
 
 
 def walk(G: Generator, w1: Tensor, u: Tensor, noise: list[Tensor], doses=DOSES) -> Tensor:
-    """Images [n, doses, 1, R, R] in [-1, 1] of the same structures and noise at each dose."""
+    """Images [n, doses, 1, R, R] in [-1, 1]: each structure with the same noise at every dose."""
     return torch.stack([G(w1, u * dose, noise).clamp(-1, 1) for dose in doses], 1)
 
 
 @torch.no_grad()
 def measure_fakes(model: Model, n: int = 64, seed: int = 0) -> dict[str, float]:
-    """What the classifier says of random structures along their path.
+    """What the classifier says of `n` random lungs along their paths.
 
-    Shares of dose 0 called healthy and of dose 1 called diseased, the share of steps from one
-    dose to the next at which the logit rises, the median gap between named and given logit; and
-    the fakes' `spread`, their standard deviation across structures, at dose 0 and 1.
+    The share of lungs called healthy at dose 0 and of those called diseased at dose 1; the share of
+    steps from one dose to the next at which the logit rises; the median distance between the logit
+    that a dose names and the classifier's logit; and `spread`, the standard deviation of the lungs
+    at dose 0 and dose 1 across structures.
     """
     x = walk(model.generator, *draw_codes(model.generator, n, seed))
     logits = torch.stack([model.classifier(x[:, i]) for i in range(x.shape[1])], 1)  # [n, doses]
@@ -49,15 +51,15 @@ def measure_fakes(model: Model, n: int = 64, seed: int = 0) -> dict[str, float]:
 
 @torch.no_grad()
 def measure_inversions(model: Model, x: Tensor, labels: Tensor) -> dict[str, float]:
-    """How the encoder alone inverts real images [N, 1, R, R]: SSIM (median and 5th percentile),
-    median probability gap, and the share of diseased images that are called healthy once their
-    `z2` is set to zero."""
+    """How well the encoder alone inverts real images [N, 1, R, R]: the median and the 5th
+    percentile of SSIM, the median probability gap, and the share of diseased images that the
+    classifier calls healthy when their `z2` is set to zero."""
     w1, z2 = model.encoder(x)
     noise = model.generator.noise(len(x), rng(1))
-    copy = model.generator(w1, z2, noise).clamp(-1, 1)
+    reconstruction = model.generator(w1, z2, noise).clamp(-1, 1)
     healthy = model.generator(w1, torch.zeros_like(z2), noise).clamp(-1, 1)[labels == 1]
-    gap = model.classifier(copy).sigmoid() - model.classifier(x).sigmoid()
-    ssim = metrics.ssim(x, copy)
+    gap = model.classifier(reconstruction).sigmoid() - model.classifier(x).sigmoid()
+    ssim = metrics.ssim(x, reconstruction)
     return {
         "ssim": ssim.median().item(),
         "ssim_low": ssim.quantile(0.05).item(),
@@ -68,8 +70,8 @@ def measure_inversions(model: Model, x: Tensor, labels: Tensor) -> dict[str, flo
 
 @torch.no_grad()
 def sheet(model: Model, originals: Tensor, seed: int = 0) -> np.ndarray:
-    """A uint8 sheet with a row for each of `originals` [n, 1, R, R]: a random structure from dose
-    0 to 1; then the original, its reconstruction and the same set to healthy."""
+    """A uint8 sheet with a row for each of `originals` [n, 1, R, R]: a random structure at all
+    doses, then the original, its reconstruction, and the reconstruction at dose 0."""
     drawn = walk(model.generator, *draw_codes(model.generator, len(originals), seed))
     w1, z2 = model.encoder(originals)
     noise = model.generator.noise(len(originals), rng(1))

@@ -1,5 +1,6 @@
 """README and docs: short, linked to what exists, and about options that exist."""
 
+import json
 import os
 import re
 import subprocess
@@ -44,3 +45,10 @@ def test_tables_are_what_the_script_makes_of_the_numbers():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(script, env=environment, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_readme_tells_the_average_precision_that_the_protocol_measured():
+    protocol = json.loads((ROOT / "benchmarks" / "phantoms-32.json").read_text())
+    maps = protocol["phantoms"]["lesion"]["localisation"]
+    ours, grad_cam = (f"{maps[name]['ap']['value']:.2f}" for name in ("latent_ig", "grad_cam"))
+    assert f"average precision of {ours}, Grad-CAM with {grad_cam}" in " ".join(README.split())

@@ -33,11 +33,11 @@ def test_a_healthy_image_gets_a_direction_of_its_own_and_a_diseased_one_goes_by_
 ):
     codes = inverted(x, bright).codes
     if x.mean() > 0:
-        assert codes.way is None
+        assert codes.direction is None
         torch.testing.assert_close(codes.u, nn.functional.normalize(codes.z2))
     else:
-        assert codes.way.shape == codes.z2.shape
-        torch.testing.assert_close(codes.u, nn.functional.normalize(codes.way))
+        assert codes.direction.shape == codes.z2.shape
+        torch.testing.assert_close(codes.u, nn.functional.normalize(codes.direction))
 
 
 def test_reconstructions_and_walks_are_what_the_codes_draw(bright, x):

@@ -1,1 +1,1 @@
-"""How good classifier, GAN and explanation are, and how fast the code is."""
+"""Measure how good classifier, GAN and explanations are, and how fast the code is."""

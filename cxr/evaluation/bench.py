@@ -1,6 +1,6 @@
-"""The kernels, the training step and the explainer against their alternatives.
+"""Time the kernels, the training step and the explainer, and compare them with alternatives.
 
-`bench` measures and returns one dictionary; `write` keeps it as JSON.
+`bench` measures and returns one dictionary; `write` saves it as JSON.
 """
 
 import json
@@ -28,7 +28,7 @@ from cxr.files import write_text
 from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
 from cxr.training import World
 
-STEPS = ("off", "on", "compiled")  # the kernels; "compiled" has them on and compiles the networks
+STEPS = ("off", "on", "compiled")  # the kernels; "compiled": kernels on, networks compiled
 
 
 def bench(
@@ -40,15 +40,18 @@ def bench(
     rounds: int | None = None,
     backend: str = "inductor",
 ) -> dict:
-    """Measure `kernels`, `step`, `explain`, or `all` of them, and show the tables.
+    """Measure `kernels`, `step`, `explain`, or `all` of them, and print tables.
 
     Parameters
     ----------
-    presets : whose shapes and networks are taken; by default cxr64 and cxr128, on a GPU cxr256, too
-    batch : images in a batch of the GAN
-    seconds : spent on each operation and shape, after the warm-up
-    rounds : of training steps and of explanations; by default 20 on a GPU, 5 elsewhere
-    backend : of `torch.compile`
+    presets : the shapes and networks to measure; by default cxr64 and cxr128, on a GPU cxr256, too
+    batch : number of images in a batch of the GAN
+    seconds : time spent on each operation and shape, after the warm-up
+    rounds : number of training steps and of explanations; by default 20 on a GPU, 5 on a CPU
+    backend : the backend of `torch.compile`
+
+    Returns {"about": {...}, "kernels": {...}, "step": [...], "explain": [...]}, fit for JSON.
+    Raises UsageError if the training step is asked for a batch that is no multiple of 16.
     """
     if batch % 16 and what in ("step", "all"):
         raise UsageError(f"--batch {batch}: the training step needs a multiple of 16")
@@ -56,27 +59,27 @@ def bench(
     gpu = on.type == "cuda"
     presets = presets or (("cxr64", "cxr128", "cxr256") if gpu else ("cxr64", "cxr128"))
     rounds = rounds or (20 if gpu else 5)
-    found = {"about": _about(on)}
+    results = {"about": _about(on)}
     if what in ("kernels", "all"):
-        found["kernels"] = kernels(on, presets, batch, seconds, backend)
-        _show_kernels(found["kernels"])
+        results["kernels"] = kernels(on, presets, batch, seconds, backend)
+        _show_kernels(results["kernels"])
     if what in ("step", "all"):
         total = len(presets) * len(STEPS) * (WARM_UP + rounds)
         with console.progress("training step", total, unit="steps") as bar:
-            found["step"] = [step(on, preset, batch, rounds, backend, bar) for preset in presets]
-        _show("training step", found["step"])
+            results["step"] = [step(on, preset, batch, rounds, backend, bar) for preset in presets]
+        _show("training step", results["step"])
     if what in ("explain", "all"):
         with console.progress("explain", len(presets) * (1 + rounds)) as bar:
-            found["explain"] = [explanation(on, preset, rounds, bar) for preset in presets]
-        _show("explain", found["explain"])
-    return found
+            results["explain"] = [explanation(on, preset, rounds, bar) for preset in presets]
+        _show("explain", results["explain"])
+    return results
 
 
-def write(found: dict, path: str | Path) -> None:
-    """Keep what `bench` found."""
+def write(results: dict, path: str | Path) -> None:
+    """Save the results of `bench` as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(found, indent=1) + "\n")
+    write_text(path, json.dumps(results, indent=1) + "\n")
 
 
 def _about(device: torch.device) -> dict:
@@ -99,7 +102,7 @@ def _about(device: torch.device) -> dict:
 
 
 def _show(title: str, rows: list[dict]) -> None:
-    """A table of rows of like keys; a list is left out, None a dash."""
+    """Print a table of rows with the same keys. Lists are left out; None is shown as a dash."""
     keys = [key for key, value in rows[0].items() if not isinstance(value, list)]
     cells = [
         tuple(f"{v:.3g}" if isinstance(v, float) else "-" if v is None else v for v in values)
@@ -108,17 +111,17 @@ def _show(title: str, rows: list[dict]) -> None:
     console.table(title, tuple(key.replace("_", " ") for key in keys), cells)
 
 
-def _show_kernels(found: dict) -> None:
-    """A table for each type and pass, as narrow as a terminal; the rest is in the JSON."""
+def _show_kernels(results: dict) -> None:
+    """Print a table for each type and pass, narrow enough for a terminal; the JSON has the rest."""
     shown = ("op", "shape", "ms", "of_copy", "vs_eager", "vs_compiled")
-    for mean in found["means"]:
-        rows = [row for row in found["rows"] if all(row[k] == mean[k] for k in ("dtype", "pass"))]
+    for mean in results["means"]:
+        rows = [row for row in results["rows"] if all(row[k] == mean[k] for k in ("dtype", "pass"))]
         _show(f"{mean['dtype']}, {mean['pass']}", [{k: row[k] for k in shown} for row in rows])
-    _show(f"geometric means; copy bandwidth {found['copy_GBps']:.0f} GB/s", found["means"])
+    _show(f"geometric means; copy bandwidth {results['copy_GBps']:.0f} GB/s", results["means"])
 
 
 def _clock(device: torch.device) -> float:
-    """Seconds, when the device has done what it was asked."""
+    """The time in seconds, after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -126,13 +129,14 @@ def _clock(device: torch.device) -> float:
 
 # ---- the training step ----
 
-WARM_UP = 2  # steps, the first of which compiles
+WARM_UP = 2  # steps; the first one compiles
 
 
 def step(
     device: torch.device, preset: str, batch: int, rounds: int, backend: str, bar: console.Bar
 ) -> dict:
-    """Images per second of the GAN's training step, in a process for each variant, in turns."""
+    """Images per second of the GAN's training step. Each variant has its own process, and the
+    processes take turns."""
     order = json.dumps([str(device), preset, batch, backend])
     children = {variant: _child(variant, order) for variant in STEPS}
     times: dict[str, list[float]] = {variant: [] for variant in STEPS}
@@ -146,8 +150,8 @@ def step(
         for child in children.values():
             child.kill()
             child.communicate()
-    times = {variant: of[WARM_UP:] for variant, of in times.items()}
-    medians = {variant: statistics.median(of) for variant, of in times.items()}
+    times = {variant: seconds[WARM_UP:] for variant, seconds in times.items()}
+    medians = {variant: statistics.median(seconds) for variant, seconds in times.items()}
     return {
         "preset": preset,
         "batch": batch,
@@ -169,7 +173,7 @@ def _child(variant: str, order: str) -> subprocess.Popen:
 
 
 def _ask(child: subprocess.Popen) -> float:
-    """Have a child do one step; its seconds."""
+    """Let a child process do one step. Returns the seconds that it took."""
     child.stdin.write("step\n")
     child.stdin.flush()
     answer = child.stdout.readline()
@@ -179,7 +183,8 @@ def _ask(child: subprocess.Popen) -> float:
 
 
 def serve(variant: str, device: str, preset: str, batch: int, backend: str) -> None:
-    """A child of `step`: for every line that comes in, one step without R1, and its seconds."""
+    """A child process of `step`: for every input line, do one step without R1 and print the
+    seconds that it took."""
     on = prepare(device)
     trainer = Timed(preset, batch, on)
     if variant == "compiled":
@@ -204,7 +209,7 @@ class Timed(train_gan.Trainer):
         names = tuple(map(str, range(n)))
         splits = np.where(np.arange(n) % 8 < 6, "train", "val")
         labels = np.arange(n) % 2
-        data = Dataset(images, labels, names, splits, names, ("NORMAL", "SICK"), "noise")
+        data = Dataset(images, labels, names, splits, names, ("NORMAL", "DISEASE"), "noise")
         super().__init__(config, data, _untrained(preset, device), device, World(device), None)
 
     def read_classifier(self) -> tuple[np.ndarray, np.ndarray]:
@@ -213,20 +218,21 @@ class Timed(train_gan.Trainer):
 
 
 def _untrained(preset: str, device: torch.device) -> Model:
-    """All four networks as they begin."""
+    """A model with all four networks, untrained."""
     torch.manual_seed(0)
-    of = PRESETS[preset]
+    configs = PRESETS[preset]
     networks = {
-        "classifier": Classifier(of.classifier),
-        "encoder": Encoder(of.encoder),
-        "generator": Generator(of.generator),
-        "discriminator": Discriminator(of.discriminator),
+        "classifier": Classifier(configs.classifier),
+        "encoder": Encoder(configs.encoder),
+        "generator": Generator(configs.generator),
+        "discriminator": Discriminator(configs.discriminator),
     }
     for network in networks.values():
         network.to(device).eval().requires_grad_(False)
-    info = {"size": of.size, "fit": "crop", "classes": ["NORMAL", "SICK"], "logits": [-3.0, 3.0]}
+    size, classes = configs.size, ["NORMAL", "DISEASE"]
+    info = {"size": size, "fit": "crop", "classes": classes, "logits": [-3.0, 3.0]}
     info |= {"provenance": {}, "metrics": {}, "thresholds": {}}
-    mean = torch.zeros(1, 1, of.size, of.size, device=device)
+    mean = torch.zeros(1, 1, size, size, device=device)
     return Model(networks, info, {"mean_image": mean})
 
 
@@ -234,13 +240,13 @@ def _untrained(preset: str, device: torch.device) -> Model:
 
 
 def explanation(device: torch.device, preset: str, rounds: int, bar: console.Bar) -> dict:
-    """Seconds for one image with the defaults of `explain`, and where they go."""
+    """Seconds that `explain` takes for one image with its defaults, in total and by part."""
     size = PRESETS[preset].size
     model = _untrained(preset, device)
     image = np.random.default_rng(0).integers(0, 255, (size, size), dtype=np.uint8)
     runs = []
     bar.note(preset)
-    for _ in range(1 + rounds):  # the first warms up
+    for _ in range(1 + rounds):  # the first round is the warm-up
         parts: dict[str, float] = {}
         began = _clock(device)
         explain.explain(image, model, device=str(device), timer=_timer(device, parts))
@@ -251,7 +257,7 @@ def explanation(device: torch.device, preset: str, rounds: int, bar: console.Bar
 
 
 def _timer(device: torch.device, parts: dict[str, float]) -> explain.Timer:
-    """A timer that leaves the seconds of each part in `parts`."""
+    """A timer that stores the seconds of each part in `parts`."""
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:

@@ -1,8 +1,8 @@
-"""How fast each operation is, forward and backward, for every shape of a preset.
+"""The speed of each operation, forward and backward, for every shape of a preset.
 
-Speed is stated as the bytes that have to be moved, counted, over the median time: GB/s, beside the
-device's copy bandwidth. The rivals are ordinary autograd code of the same storage type, eager and
-under `torch.compile`.
+Speed is the number of bytes that have to be moved, divided by the median time, in GB/s. It is
+compared with the device's copy bandwidth. The alternatives are ordinary autograd code with the same
+storage type, eager and under `torch.compile`.
 """
 
 import math
@@ -24,11 +24,11 @@ from cxr.networks import PRESETS, Generator, Preset
 
 DTYPES = (torch.float32, torch.bfloat16)
 NAMES = ("c", "d", "eps", "strength", "b", "r", "s_next")
-LARGE = 64 * 2**20  # bytes of an activation from which on bandwidth is all that counts
+LARGE = 64 * 2**20  # bytes; for larger activations, only bandwidth matters
 
 
 def kernels(device, presets: Sequence[str], batch: int, seconds: float, backend: str) -> dict:
-    """Every operation and shape of the presets, forward and backward."""
+    """Time every operation and shape of the presets, forward and backward."""
     torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
     size = 2**30 if device.type == "cuda" else min(LARGE * 4, int(2**31 * seconds) or 1)
     bandwidth = copy_bandwidth(device, size, seconds)
@@ -44,8 +44,8 @@ def kernels(device, presets: Sequence[str], batch: int, seconds: float, backend:
 
 
 def _medians(calls: Sequence[Callable[[int], object]], device, seconds: float) -> list[float]:
-    """Median seconds of each call, which is told its turn; they take turns, after a warm-up, in
-    an order drawn for each, since a call may suffer from the one before."""
+    """Median seconds of each call, after a warm-up. The calls take turns, in a random order because
+    a call may be slowed by the call before it. The argument of a call is the number of the turn."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(3):
         for call in calls:
@@ -55,11 +55,11 @@ def _medians(calls: Sequence[Callable[[int], object]], device, seconds: float) -
         for i in random.Random(turn).sample(range(len(calls)), len(calls)):
             times[i].append(_time(calls[i], turn, device))
         turn += 1
-    return [statistics.median(of) for of in times]
+    return [statistics.median(seconds_of_call) for seconds_of_call in times]
 
 
 def _time(call: Callable[[int], object], turn: int, device: torch.device) -> float:
-    """Seconds of one call; on a GPU those of the GPU alone, which sleeps until the host is ahead."""
+    """Seconds of one call. On a GPU only its own time counts: it sleeps until the host is ahead."""
     if device.type != "cuda":
         began = time.perf_counter()
         call(turn)
@@ -80,14 +80,15 @@ def _cache_bytes(device: torch.device) -> int:
 
 
 def copy_bandwidth(device: torch.device, size: int, seconds: float) -> float:
-    """GB/s, read and written together, of copying `size` bytes."""
+    """The speed of copying `size` bytes in GB/s; bytes read and bytes written both count."""
     x, y = (torch.zeros(size // 4, device=device) for _ in "xy")
     return 2 * size / _medians([lambda _: y.copy_(x)], device, seconds)[0] / 1e9
 
 
 @dataclass(frozen=True)
 class Case:
-    """An operation as a network calls it; `shape` is that of its first argument."""
+    """An operation as a network calls it. `shape` is the shape of its first argument; `present` are
+    the names of the optional arguments."""
 
     op: str
     shape: tuple[int, int, int, int]
@@ -114,7 +115,7 @@ class Case:
         return (ops.fir(t["c"], **({"up": 2} if self.op == "fir up" else {"down": 2})),)
 
     def plain(self, t: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
-        """The same as ordinary code, in the storage type throughout."""
+        """The same operation as ordinary torch code, in the storage type throughout."""
         x, channels = t["c"], self.shape[1]
         if self.op == "fir up":
             kernel = _blur_kernel(x, 4.0)
@@ -148,7 +149,7 @@ def _blur_kernel(x: Tensor, gain: float) -> Tensor:
 
 def cases(preset: Preset, batch: int) -> list[Case]:
     """Every call of an operation in a preset's generator and discriminator, each once."""
-    found, size, config = [], 4, preset.generator
+    calls, size, config = [], 4, preset.generator
     full = ("d", "eps", "strength", "b")
     layers = Generator(config).layers
     for i, layer in enumerate(layers):
@@ -156,21 +157,21 @@ def cases(preset: Preset, batch: int) -> list[Case]:
         present = full + (("r",) if layer.image_style else ())
         present += ("s_next",) if i + 1 < len(layers) else ()
         shape = (batch, layer.conv.raw.shape[0], size + layer.up, size + layer.up)
-        found.append(Case("fir_mod_act" if layer.up else "mod_act", shape, present))
+        calls.append(Case("fir_mod_act" if layer.up else "mod_act", shape, present))
         if layer.up and layer.image_style:
-            found.append(Case("fir up", (batch, 1, size // 2, size // 2)))
+            calls.append(Case("fir up", (batch, 1, size // 2, size // 2)))
     channels, size = preset.discriminator.channels, preset.size
-    found.append(Case("mod_act", (batch, channels[0], size, size), ("b",)))
+    calls.append(Case("mod_act", (batch, channels[0], size, size), ("b",)))
     for inputs, outputs in pairwise(channels):
-        found.append(Case("act_fir", (batch, inputs, size, size), ("b",)))
-        found.append(Case("fir down", (batch, inputs, size, size)))
+        calls.append(Case("act_fir", (batch, inputs, size, size), ("b",)))
+        calls.append(Case("fir down", (batch, inputs, size, size)))
         size //= 2
-        found.append(Case("mod_act", (batch, outputs, size, size), ("b",)))
-    return list(dict.fromkeys(found))
+        calls.append(Case("mod_act", (batch, outputs, size, size), ("b",)))
+    return list(dict.fromkeys(calls))
 
 
 def _time_case(case: Case, dtype, device, seconds: float, backend: str, bandwidth: float) -> list:
-    """A row for the forward and one for the backward pass."""
+    """Time a case: a row for the forward pass and a row for the backward pass."""
     variants = {"fused": case.fused, "again": case.fused, "eager": case.plain}
     variants["compiled"] = torch.compile(case.plain, backend=backend, dynamic=False)
     example = case.inputs(dtype, device)
@@ -179,7 +180,7 @@ def _time_case(case: Case, dtype, device, seconds: float, backend: str, bandwidt
     sets = min(max(2, math.ceil(2 * _cache_bytes(device) / activations)), 64)
     forward, backward = [], []
     for name, function in variants.items():
-        wide = name in ("fused", "again")  # vectors in fp32, as in training
+        wide = name in ("fused", "again")  # small vectors are in fp32, as in training
         once = [_prepare(case, function, dtype, device, wide) for _ in range(sets)]
         forward.append(_forward_call(function, once))
         backward.append(_backward_call(once))
@@ -187,7 +188,7 @@ def _time_case(case: Case, dtype, device, seconds: float, backend: str, bandwidt
     gradients = vectors - (_bytes(example["eps"]) if example["eps"] is not None else 0)
     needed = activations + vectors
     moved = {"forward": needed, "backward": needed + _bytes(example["c"]) + gradients}
-    if case.op.startswith("fir "):  # linear: nothing is saved
+    if case.op.startswith("fir "):  # linear: nothing is saved for the backward pass
         moved["backward"] = needed
     rows = []
     for name, calls in (("forward", forward), ("backward", backward)):
@@ -216,7 +217,7 @@ def _bytes(x: Tensor) -> int:
 
 
 def _prepare(case: Case, function, dtype, device, wide: bool) -> tuple:
-    """Inputs for `function`, its outputs and gradients for them."""
+    """Inputs of `function`, those that get gradients, its outputs, and gradients of its outputs."""
     inputs = case.inputs(dtype, device)
     if not wide:
         inputs = {k: None if x is None else x.to(dtype) for k, x in inputs.items()}
@@ -245,14 +246,15 @@ def _backward_call(sets: list[tuple]) -> Callable[[int], object]:
 
 
 def _means(rows: list[dict]) -> list[dict]:
-    """Geometric means of the ratios, and the lowest share of copy bandwidth where it counts."""
-    found = []
+    """For each type and pass: the geometric means and minima of the ratios, and the lowest share of
+    the copy bandwidth among large activations."""
+    means = []
     for key in dict.fromkeys((row["dtype"], row["pass"]) for row in rows):
-        of = [row for row in rows if (row["dtype"], row["pass"]) == key]
-        large = [row["of_copy"] for row in of if row["MB"] * 1e6 >= LARGE]
+        group = [row for row in rows if (row["dtype"], row["pass"]) == key]
+        large = [row["of_copy"] for row in group if row["MB"] * 1e6 >= LARGE]
         mean = {"dtype": key[0], "pass": key[1], "lowest_of_copy": min(large, default=None)}
         for name in ("vs_eager", "vs_compiled"):
-            mean[name] = statistics.geometric_mean(row[name] for row in of)
-            mean[f"lowest_{name}"] = min(row[name] for row in of)
-        found.append(mean)
-    return found
+            mean[name] = statistics.geometric_mean(row[name] for row in group)
+            mean[f"lowest_{name}"] = min(row[name] for row in group)
+        means.append(mean)
+    return means

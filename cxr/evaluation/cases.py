@@ -1,4 +1,4 @@
-"""How good the explanation of each image is: all figures that are taken image by image."""
+"""How good the explanation of each image is: all measures that are taken image by image."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +18,16 @@ from cxr.explain import explain
 from cxr.explanation import CHANGED, Explanation, rejections
 from cxr.inversion import Codes
 
-HEALTHY = 256  # training images at most that deletion may turn an image into
-GROUP = 4  # images judged at once; a discriminator compares so many
+HEALTHY = 256  # most healthy training images from which a baseline for deletion is chosen
+GROUP = 4  # images judged at once, as many as a discriminator compares
 
 
 @dataclass
 class Judge:
     """Explains rows of a data set and measures each explanation.
 
-    A figure that an image does not define is NaN. oracle: the independent classifier; masks, lungs:
-    where the disease is, where the lungs are, by the image's stem.
+    A figure is NaN if the image does not define it. oracle: the independent classifier; masks,
+    lungs: files with the masks of the disease and of the lungs, by the stem of the image's name.
     """
 
     model: Model
@@ -49,7 +49,7 @@ class Judge:
         return explain(x, model or self.model, refine=self.refine, seed=self.seed)
 
     def judge(self, rows: np.ndarray, explanations: list[Explanation]) -> list[Figures]:
-        """The figures of each of some rows, at most GROUP, by their explanations."""
+        """The figures of each row, from its explanation; at most GROUP rows."""
         group = []
         for row, e in zip(rows, explanations):
             figures = self.reconstruction(e) | self.counterfactual(e, row)
@@ -62,7 +62,7 @@ class Judge:
         return group
 
     def reconstruction(self, e: Explanation) -> Figures:
-        """How well the reconstruction stands for the image; `rejected`: it does not."""
+        """How near the reconstruction is to the image, and whether it is rejected."""
         n = e.numbers["reconstruction"]
         figures = {name: n[name] for name in ("psnr", "ssim", "probability_gap")}
         figures["rejected"] = float(bool(rejections(e.numbers, self.model)))
@@ -70,8 +70,8 @@ class Judge:
 
     @torch.no_grad()
     def counterfactual(self, e: Explanation, row: int) -> Figures:
-        """The counterfactual is the path's end of the other class. `overlaid`: the original, changed
-        only where the CNN needs it. What each figure means is declared in the registry."""
+        """Figures of the counterfactual, which is the path's end of the other class, and of its
+        overlay (`overlaid`). The registry says what each figure means."""
         n = e.numbers["counterfactual"]
         end = e.frames[n["frame"]]
         overlaid = e.overlaid[n["frame"]]
@@ -95,10 +95,10 @@ class Judge:
 
     @torch.no_grad()
     def disentanglement(self, e: Explanation, row: int) -> Figures:
-        """Whether structure stays along the path, and whether dose 0 is healthy.
+        """Whether the structure stays the same along the path, and whether dose 0 is healthy.
 
-        The overlap of the lungs of the path's two ends is not measured: it takes a network that
-        finds lungs under disease, too. Instead, what surrounds the lungs is compared.
+        The overlap of the lungs at the path's two ends is not measured: it needs a network that
+        finds diseased lungs, too. What surrounds the lungs is compared instead.
         """
         ends = e.frames[:1], e.frames[-1:]
         same = (ends[0] - ends[1])[0, 0].abs() <= 2 * CHANGED
@@ -115,9 +115,10 @@ class Judge:
 
     @torch.no_grad()
     def realism_mid(self, explanations: list[Explanation]) -> list[float]:
-        """The discriminator's mean score of each path's frames from dose 0.25 to 0.75, less that
-        of its two ends: 0 or more where mid frames look as real. A frame is scored among the same
-        frames of the other paths, as in training among other lungs."""
+        """The discriminator's mean score of each path's frames from dose 0.25 to 0.75, minus its
+        mean score of the path's two ends. It is 0 or more if the middle frames look as real as the
+        ends. The discriminator sees the same frame of all paths as one batch, as in training it
+        sees different lungs."""
         if "discriminator" not in self.model.networks:
             return [float("nan")] * len(explanations)
         doses = explanations[0].doses
@@ -130,8 +131,9 @@ class Judge:
 
     @torch.no_grad()
     def swap(self, explanations: list[Explanation]) -> list[float]:
-        """Each image's lungs with the next one's `z2`: 1 if the CNN then calls it as it calls the
-        next one's reconstruction, 0 if as its own; NaN where it calls both alike."""
+        """Draw each image's lungs with the `z2` of the next image. The figure is 1 if the CNN gives
+        them the class of the next image's reconstruction, and 0 if it gives them the class of their
+        own reconstruction. It is NaN if both classes are the same."""
         lungs = Codes.together([e.codes.best for e in explanations])
         verdict, mixed = (
             self.model.classifier(lungs.draw(self.model.generator, z).clamp(-1, 1)) > 0
@@ -141,7 +143,7 @@ class Judge:
         return torch.where(verdict == donor, torch.nan, (mixed == donor).float()).tolist()
 
     def maps(self, e: Explanation, row: int) -> dict[str, Tensor]:
-        """The explanation's maps and the baselines that ask no classifier, [R, R] each, signed."""
+        """The explanation's maps and the maps that ask no classifier, [R, R] each, with signs."""
         maps = e.maps | heatmaps.trivial_maps(e.image, int(row))
         if self.mean_difference is not None:
             maps["mean_difference"] = self.mean_difference.to(self.device)
@@ -151,9 +153,10 @@ class Judge:
         return maps
 
     def of_maps(self, e: Explanation, row: int) -> Figures:
-        """Of an image that the CNN calls diseased: localisation, if it has a mask, faithfulness.
+        """Localisation, if the image has a mask, and faithfulness of each map.
 
-        Elsewhere a map does not point at disease. Every map counts by its `magnitude`.
+        Only for images that the CNN calls diseased, because other maps do not point at disease. The
+        `magnitude` of each map is scored.
         """
         if not e.diseased:
             return {}
@@ -175,17 +178,17 @@ class Judge:
 
     @torch.no_grad()
     def healthy_images(self) -> Tensor:
-        """Healthy training images that the CNN calls healthy, the first 256."""
+        """Those of the first 256 healthy training images that the CNN calls healthy."""
         rows = np.flatnonzero((self.data.splits == "train") & (self.data.labels == 0))[:HEALTHY]
         x = to_tensor(self.data.images[rows], self.device)
         called = [self.model.classifier(part) < 0 for part in x.split(64) if len(part)]
         return x[torch.cat(called)] if called else x
 
     def nearest_healthy(self, x: Tensor) -> Tensor | None:
-        """The healthy image with the least squared difference from `x`; deletion turns `x` into it.
+        """The healthy image with the least squared difference from `x`, the baseline of deletion.
 
-        A constant, a blurred or the mean image would not do: the CNN may call them diseased, and
-        then nothing is deleted. The path's own healthy end would favour the path's maps.
+        A constant image, a blurred image and the mean image are no baselines: if the CNN calls them
+        diseased, nothing is deleted. The path's own healthy end would favour the path's maps.
         """
         if not len(self.healthy):
             return None
@@ -201,9 +204,10 @@ class Judge:
         }
 
     def randomisation(self, e: Explanation, row: int) -> Figures:
-        """Spearman of each map with the one of ever more randomised CNNs, the inversion redone with
-        each (Adebayo et al. 2018), with signs; keys ("randomisation", METHOD, stage). At the end
-        also of their magnitudes, ("randomisation", METHOD, "magnitude")."""
+        """Spearman's correlation of each map with the map of a CNN with more and more randomised
+        layers (Adebayo et al. 2018). The inversion is repeated for each of these CNNs. Keys:
+        ("randomisation", METHOD, stage); in the last stage also ("randomisation", METHOD,
+        "magnitude") for the magnitudes of the maps."""
         maps, figures = self.maps(e, row), {}
         for stage in range(1, heatmaps.STAGES + 1):
             classifier = heatmaps.randomised(self.model.classifier, stage, self.seed)
@@ -217,8 +221,8 @@ class Judge:
         return figures
 
     def place(self, files: dict[str, Path], row: int) -> np.ndarray | None:
-        """The mask of a row's image, bool [R, R], prepared as the image was; None where there is no
-        file or nothing on it."""
+        """The mask of a row's image, bool [R, R], prepared as the image was. None if there is no
+        file or the mask is empty."""
         path = files.get(Path(self.data.paths[row]).stem)
         if path is None:
             return None
@@ -227,20 +231,22 @@ class Judge:
 
 
 def path(e: Explanation) -> Figures:
-    """Along the path, a figure each: Spearman of dose and logit; the median gap between the logit
-    a dose names and the one given; the largest step from frame to frame as a share of the whole."""
+    """Figures of the path: Spearman's correlation of dose and logit; the median distance between
+    the logit that a dose names and the CNN's logit; the largest step of the logit from frame to
+    frame, as a share of its whole change."""
     figures = {name: e.numbers[name] for name in ("logit_gap", "largest_jump")}
     figures["spearman"] = metrics.spearman(e.doses.cpu().numpy(), e.logits.cpu().numpy())
     return _under("path", figures)
 
 
 def alike(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation of two maps."""
+    """Spearman's correlation of two maps [R, R]."""
     return metrics.spearman(*(heat.detach().cpu().numpy() for heat in (a, b)))
 
 
 def class_difference(data: Dataset) -> Tensor | None:
-    """The mean diseased less the mean healthy training image, [R, R]; None if a class has none."""
+    """The mean diseased training image minus the mean healthy one, [R, R]. None if a class has no
+    training images."""
     if not all(data.counts()["train"]):
         return None
     healthy, diseased = (
@@ -254,9 +260,10 @@ def class_difference(data: Dataset) -> Tensor | None:
 
 
 def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[str, Path]:
-    """The masks in a folder by their stems, which are the images'.
+    """The masks in a folder, by their stems. A mask has the stem of its image.
 
-    Raises UsageError if none belongs to an image, CxrError if two masks or two images share a stem.
+    Raises UsageError if no mask belongs to an image, and CxrError if two masks or two images share
+    a stem.
     """
     if folder is None:
         return {}

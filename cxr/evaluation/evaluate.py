@@ -1,7 +1,7 @@
-"""Can classifier, GAN and explanation be believed: `evaluation.json`, put together and written.
+"""Can classifier, GAN and explanations be trusted? This module writes `evaluation.json`.
 
-Inputs are opened in `inputs`, single images judged in `cases`, the long stages run in `stages`,
-random lungs compared in `realism`; what is measured is declared in `registry`.
+`inputs` opens the inputs, `cases` judges single images, `stages` runs the long stages, `realism`
+compares random lungs with real ones, and `registry` declares all measures.
 """
 
 import json
@@ -21,7 +21,7 @@ from cxr.evaluation.stages import Measured, measure
 from cxr.explanation import versions
 from cxr.files import write_text
 
-SEEN = {  # how the model's own data set was used, split by split
+SEEN = {  # how training used each split of the model's own data set
     "train": "it was trained on these very patients: the numbers flatter it",
     "val": "these patients chose its weights and its temperature: the numbers flatter it a little",
     "all": "it was trained on most of these patients: the numbers flatter it",
@@ -37,23 +37,24 @@ def evaluate(
     out: str | Path | None = None,
     **options,
 ) -> dict:
-    """Measure a model on a split of a data set, prepared as its training images were.
+    """Measure a model on a split of a data set. Images are prepared as for its training.
 
     Parameters
     ----------
     model : a model file or a shipped model's name
     data : as in `open_dataset`
     out : a folder for `evaluation.json`, its tables as `evaluation.md`, `figures/`, and
-        `cases.jsonl`, what is measured of each image, written as it goes; by default nothing is
+        `cases.jsonl`, the figures of each image, which grows during the evaluation; by default
+        nothing is written
     options : the fields of `Options`
 
-    Returns {part: {name: {value, low, high, n}}, "about": {...}}, fit for JSON: what is not a
-    number is None; `registry` says what each means and which interval it has. A part for which
-    something lacks is left out, and a note in `about` says so. n counts images. After Ctrl-C or
-    SIGTERM the numbers are those of the images so far, and `about` has an entry `stopped`.
+    Returns {part: {name: {value, low, high, n}}, "about": {...}}, fit for JSON; NaN is None. The
+    registry says what each number means and which interval it has. n counts images. A part is left
+    out if an input for it is missing; a note in `about` says so. After Ctrl-C or SIGTERM the
+    numbers are those of the images so far, and `about` has an entry `stopped`.
 
-    Raises UsageError if the data hold other classes than the model tells apart, or `out` holds an
-    evaluation that was stopped (or, with `resume`, none of these inputs); CxrError for a bad model,
+    Raises UsageError if the data have other classes than the model, or if `out` holds a stopped
+    evaluation (with `resume`: if it holds no evaluation of these inputs); CxrError for a bad model,
     data set or classifier.
     """
     options = Options(**options)
@@ -63,7 +64,7 @@ def evaluate(
     if out is None:
         return _measure(inputs, split, options, Journal(inputs.data), False)[0]
     Path(out).mkdir(parents=True, exist_ok=True)
-    draws = plots.installed()  # said before the hours of explaining
+    draws = plots.installed()  # warns now if matplotlib is missing, not after hours of explaining
     journal = Journal(inputs.data, out, inputs.subject(split, options), options.resume)
     numbers, measured = _measure(inputs, split, options, journal, draws)
     write(numbers, out)
@@ -79,7 +80,8 @@ def evaluate(
 def _measure(
     inputs: Inputs, split: str, options: Options, journal: Journal, draws: bool
 ) -> tuple[dict, Measured]:
-    """All parts and `about`, fit for JSON, and what figures need; `draws`: with examples."""
+    """All parts and `about`, fit for JSON, and the material for plots. draws: whether to include
+    examples."""
     numbers = _set_numbers(inputs, split, options, journal)
     measured = Measured()
     if EXPLAINER <= inputs.model.networks.keys():
@@ -106,8 +108,8 @@ def _measure(
 
 
 def _set_numbers(inputs: Inputs, split: str, options: Options, journal: Journal) -> dict:
-    """The parts that are not taken image by image: classifier and, if the independent classifier
-    has features, generator."""
+    """The parts that are measured on a whole split: the classifier and, if the independent
+    classifier has features, the generator."""
     model, data = inputs.model, inputs.data
     numbers = {
         "classifier": journal.once(
@@ -122,7 +124,7 @@ def _set_numbers(inputs: Inputs, split: str, options: Options, journal: Journal)
 
 
 def write(numbers: dict, out: str | Path) -> Path:
-    """Write `evaluation.json` into the folder `out`, whole or not at all; returns its path."""
+    """Write `evaluation.json` into the folder `out`, completely or not at all. Returns its path."""
     path = Path(out) / "evaluation.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(numbers, indent=1) + "\n")
@@ -130,7 +132,7 @@ def write(numbers: dict, out: str | Path) -> Path:
 
 
 def _material(inputs: Inputs, split: str, measured: Measured) -> plots.Material:
-    """What the figures need beside the numbers."""
+    """What the plots need besides the numbers."""
     model, data = inputs.model, inputs.data
     rows = data.rows(split)
     logits = [

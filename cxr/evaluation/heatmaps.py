@@ -1,7 +1,6 @@
-"""How heat maps are scored: each measure, its definition and its source.
+"""Scores of heat maps: the definition and the source of each.
 
-A heat map is [R, R]; a place (a mask) is bool [R, R]. A measure that its input does not define is
-NaN.
+A heat map is [R, R]. A place is a mask, bool [R, R]. A score that its input does not define is NaN.
 """
 
 import copy
@@ -14,15 +13,16 @@ from torch import Tensor, nn
 from cxr import metrics
 from cxr.device import rng
 
-SHARES = 16  # of the pixels, removed one after the other
-STAGES = 5  # of the cascade
-THRESHOLDS = np.arange(1, 20) / 20  # of a map's maximum, among which one is tuned
-WINDOW = 11  # of SSIM
+SHARES = 16  # steps of deletion and insertion, each of the same share of the pixels
+STAGES = 5  # of the randomisation
+THRESHOLDS = np.arange(1, 20) / 20  # shares of a map's maximum; the best one is chosen
+WINDOW = 11  # pixels, of SSIM
 
 
 def average_precision(heat: np.ndarray, place: np.ndarray) -> float:
-    """Sum over the map's levels of (gain of recall) x (precision), pixel by pixel; equal pixels
-    come in together. By chance it is the share of the image that the place takes."""
+    """Average precision over pixels: the sum over the map's levels of (gain in recall) x
+    (precision). Pixels with equal values form one level. A random map scores the share of the image
+    that the place covers."""
     order = np.argsort(-heat, axis=None, kind="stable")
     heat, hits = heat.ravel()[order], np.cumsum(place.ravel()[order])
     last = np.append(np.flatnonzero(np.diff(heat)), heat.size - 1)  # of each level
@@ -31,14 +31,14 @@ def average_precision(heat: np.ndarray, place: np.ndarray) -> float:
 
 
 def pointing(heat: np.ndarray, place: np.ndarray) -> float:
-    """The pointing game (Zhang et al. 2016): 1 if the maximum lies in the place, else 0, without
-    their tolerance; of several maxima the share that does."""
+    """The pointing game (Zhang et al. 2016): 1 if the maximum lies in the place, else 0. There is
+    no tolerance around the place. Of several maxima, the share that lies in the place."""
     return float(place[heat == heat.max()].mean())
 
 
 def otsu(heat: np.ndarray) -> float:
-    """The threshold above which pixels differ most from those below, between-class variance over
-    256 bins (Otsu 1979); the map's maximum if it is constant."""
+    """The threshold with the largest variance between the pixels above and below it, over 256 bins
+    (Otsu 1979). The map's maximum if the map is constant."""
     counts, edges = np.histogram(heat, 256)
     middles = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1]
@@ -56,14 +56,14 @@ def iou(marked: np.ndarray, place: np.ndarray) -> float:
 
 
 def iou_curve(heat: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """IoU of a map, at least 0, cut at each of THRESHOLDS of its maximum."""
+    """IoU of a place and a map without negative values, cut at each of THRESHOLDS."""
     share = heat / max(heat.max(), 1e-12)
     return np.array([iou(share >= threshold, place) for threshold in THRESHOLDS])
 
 
 def localisation(heat: np.ndarray, place: np.ndarray) -> dict[str, float]:
-    """How well a map, at least 0, finds a place: pixel AP and AUROC, pointing game, IoU at Otsu's
-    threshold."""
+    """How well a map without negative values finds a place: average precision and AUROC over
+    pixels, pointing game, IoU at Otsu's threshold."""
     return {
         "ap": average_precision(heat, place),
         "auroc": metrics.auroc(heat.ravel(), place.ravel()),
@@ -76,12 +76,13 @@ def localisation(heat: np.ndarray, place: np.ndarray) -> dict[str, float]:
 def deletion_insertion(
     classifier: nn.Module, x: Tensor, heat: Tensor, baseline: Tensor
 ) -> tuple[float, float]:
-    """Deletion and insertion (Petsiuk et al. 2018): the area under P(disease) as the pixels, those
-    the map ranks highest first, are taken from `x` into `baseline`'s place, or the reverse.
+    """Deletion and insertion (Petsiuk et al. 2018): the area under P(disease) while the pixels of
+    `x` are replaced by those of `baseline` (deletion) or the reverse (insertion), in the order of
+    the map, its highest values first.
 
-    A true map has a low deletion, as the disease soon is gone, and a high insertion. 17 shares of
-    the pixels from 0 to 1; among equal pixels chance decides, always the same.
-    x, baseline: [1, 1, R, R] in [-1, 1]; heat: [R, R].
+    A true map has a low deletion, because the disease is soon gone, and a high insertion. The area
+    uses 17 shares of the pixels from 0 to 1. The order of equal values is random but always the
+    same. x, baseline: [1, 1, R, R] in [-1, 1]; heat: [R, R].
     """
     chance = torch.randperm(heat.numel(), generator=rng(0)).to(x.device)
     order = chance[heat.flatten()[chance].argsort(descending=True, stable=True)]
@@ -95,11 +96,11 @@ def deletion_insertion(
 
 
 def randomised(classifier: nn.Module, stage: int, seed: int = 0) -> nn.Module:
-    """The classifier after a stage of the cascade (Adebayo et al. 2018), 1 to STAGES: 1 the last
-    layer alone, then ever more layers before it, at last all.
+    """The classifier after a stage of the cascading randomisation (Adebayo et al. 2018). Stage 1
+    randomises the last layer alone, each later stage more layers before it, stage STAGES all.
 
-    A layer's weights are shuffled within each of its tensors instead of drawn anew: what was
-    learnt is gone, the scale of the logit is kept. Layers go by their order in `modules()`.
+    The weights of a layer are shuffled within each of its tensors instead of drawn again. This
+    removes what was learnt and keeps the logit's scale. Layers are in the order of `modules()`.
     """
     network, random = copy.deepcopy(classifier), rng(seed, stage)
     layers = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
@@ -112,8 +113,8 @@ def randomised(classifier: nn.Module, stage: int, seed: int = 0) -> nn.Module:
 
 
 def trivial_maps(x: Tensor, seed: int) -> dict[str, Tensor]:
-    """Maps that ask no classifier, [R, R] each: a Gaussian at the centre (sigma R / 6), the size
-    of the image's gradient, noise. x: [1, 1, R, R]."""
+    """Maps that ask no classifier, [R, R] each: a Gaussian at the centre (sigma R / 6), the
+    magnitude of the image's gradient, and noise. x: [1, 1, R, R]."""
     size = x.shape[-1]
     ramp = torch.linspace(-3, 3, size, device=x.device)
     bell = (-ramp.square() / 2).exp()
@@ -126,8 +127,8 @@ def trivial_maps(x: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def ssim_where(x: Tensor, y: Tensor, kept: Tensor) -> float:
-    """SSIM (see `metrics.ssim`) of two images, over windows whose middle pixel is kept; NaN if
-    there is none.
+    """The mean SSIM (see `metrics.ssim`) of two images over the windows whose middle pixel is in
+    `kept`. NaN if there is no such window.
 
     The windows lie on a grid of R / 32 pixels. x, y: [1, 1, R, R] in [-1, 1]; kept: bool [R, R].
     """

@@ -1,4 +1,4 @@
-"""What an evaluation takes: its options, the model, the data, the independent classifier, masks."""
+"""The inputs of an evaluation: options, model, data, independent classifier, masks."""
 
 import json
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Options(Reading):
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that is opened before anything is measured."""
+    """All inputs, opened before anything is measured."""
 
     model: Model
     data: Dataset
@@ -59,7 +59,7 @@ class Inputs:
     device: torch.device
 
     def subject(self, split: str, options: Options) -> dict:
-        """What is evaluated: measures of another subject may not be mixed with these."""
+        """A description of what is evaluated. Results of two subjects must not be mixed."""
         return {
             "model": [
                 journal.network_digest(*self.model.networks.values()),
@@ -83,8 +83,8 @@ class Inputs:
 
 
 def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs:
-    """Open all inputs. Raises UsageError if they do not belong together, CxrError for a bad model,
-    data set or classifier."""
+    """Open all inputs. Raises UsageError if they do not fit each other, and CxrError for a bad
+    model, data set or classifier."""
     device = prepare(options.device)
     loaded = with_discriminator(load_model(model, device), device)
     if options.classifier:
@@ -120,7 +120,7 @@ def _open_data(model: Model, data: str | Path, options: Options) -> Dataset:
 
 
 def same_patients(option: str, fold: int | None, model: Model) -> None:
-    """UsageError if a classifier of another fold was trained on the model's test patients."""
+    """Raises UsageError if a classifier of another fold has seen the model's test patients."""
     tested = model.info.get("fold", 0)
     if fold not in (None, tested):
         raise UsageError(
@@ -130,7 +130,7 @@ def same_patients(option: str, fold: int | None, model: Model) -> None:
 
 
 def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) -> nn.Module:
-    """The independent classifier; UsageError if it cannot judge this model."""
+    """The independent classifier. Raises UsageError if it cannot judge this model."""
     other = second_classifier(spec, model, "--oracle")
     same_patients("--oracle", other.info.get("fold"), model)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) ->
 
 
 def _source(spec: str | None) -> str | None:
-    """A digest of the code of FILE.py:FUNCTION, which parameters alone do not tell."""
+    """A digest of the code of FILE.py:FUNCTION: equal parameters may belong to other code."""
     if spec is None or ".py:" not in spec:
         return None
     return journal.files_digest([Path(spec.rpartition(":")[0])])

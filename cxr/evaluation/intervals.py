@@ -1,4 +1,4 @@
-"""Figures of single images become figures with intervals, nested as in `evaluation.json`."""
+"""Turns the figures of single images into means with intervals, nested as in `evaluation.json`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from cxr import metrics
 from cxr.evaluation import heatmaps
 from cxr.evaluation.registry import SHARE, Measure, find
 
-Figures = dict[tuple[str, ...], float]  # of one image, by the names that lead to them
+Figures = dict[tuple[str, ...], float]  # of one image; a key holds the names in evaluation.json
 
 
 def mean_pearson(*columns: np.ndarray) -> float:
-    """The mean correlation of each column of the first half with its partner in the second."""
+    """The mean correlation of the columns of the first half with those of the second half."""
     pairs = zip(columns[: len(columns) // 2], columns[len(columns) // 2 :])
     return float(np.mean([metrics.pearson(a, b) for a, b in pairs]))
 
@@ -31,8 +31,8 @@ def statistic_of(measure: Measure) -> Callable[..., float]:
 
 
 def intervals(figures: Sequence[Figures], patients: Sequence[str]) -> dict:
-    """The mean of each figure with its interval, nested; n counts the images that define it, and a
-    figure that none defines is left out. The interval follows from the measure's kind."""
+    """The mean of each figure with its interval, nested. n counts the images that define a figure.
+    A figure that no image defines is left out. The measure's kind decides on the interval."""
     numbers = {}
     for names in dict.fromkeys(names for image in figures for names in image):
         values = np.array([image.get(names, np.nan) for image in figures])
@@ -57,8 +57,9 @@ def nested(flat: dict[tuple[str, ...], Any]) -> dict:
 
 
 def last_stage(cascade: dict[str, dict]) -> dict:
-    """The correlation after full randomisation, that of the magnitudes as `magnitude`, and the
-    means of all stages as `cascade`; None where a map is constant and has no ranks."""
+    """The correlation after full randomisation, with the correlation of the magnitudes as
+    `magnitude` and the means of all stages as `cascade`. NaN if a map is constant and has no
+    ranks."""
     nothing = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
     stages = [cascade.get(str(stage), nothing) for stage in range(1, heatmaps.STAGES + 1)]
     return stages[-1] | {
@@ -68,7 +69,7 @@ def last_stage(cascade: dict[str, dict]) -> dict:
 
 
 def without_nan(value):
-    """The same with None for every number that JSON does not have (NaN, infinities)."""
+    """The same value with None for every number that JSON cannot hold (NaN, infinities)."""
     if isinstance(value, dict):
         return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, list):

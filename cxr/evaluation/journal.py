@@ -1,8 +1,8 @@
-"""What an evaluation has measured so far, kept as it goes: `cases.jsonl` in its folder.
+"""The journal of an evaluation: `cases.jsonl` in its folder, what has been measured so far.
 
-The first line says what is evaluated. Each other line is one entry: the digest of that, the stage
-(`case`: an image explained and judged), the image's path within the data, the value, and a checksum
-of the line, so that a line that a crash cut short, or that was changed, is noticed.
+The first line says what is evaluated. Each other line is one entry: a digest of the first line, the
+stage (`case`: an image explained and judged), the image's path within the data, the value, and a
+checksum. The checksum shows whether a line was cut short by a crash or changed.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from cxr.files import write_text
 
 NAME = "cases.jsonl"
 FINISHED = "finished"  # the stage of the last entry
-ROWS = 4096  # of pixels, hashed at once
+ROWS = 4096  # images hashed at once
 
 
 class Journal:
-    """Entries by their stage and the row of their image, in memory and, with `folder`, in a file.
+    """Entries by stage and row of the image, in memory and, with `folder`, in a file.
 
     subject: what is evaluated (digests of model and data, options), fit for JSON.
     """
@@ -38,8 +38,8 @@ class Journal:
         subject: dict | None = None,
         resume: bool = False,
     ) -> None:
-        """Raises UsageError if `folder` holds an unfinished evaluation and `resume` is off, or if
-        it is on and there is none, or one of another subject."""
+        """Raises UsageError if `folder` holds an unfinished evaluation and `resume` is off. With
+        `resume`, raises UsageError if it holds none, or one of another subject."""
         self.images = image_names(data)
         self.entries: dict[tuple[str, str], Any] = {}
         self.path = Path(folder) / NAME if folder is not None else None
@@ -49,11 +49,12 @@ class Journal:
             self._open(resume)
 
     def get(self, stage: str, row: int | None = None) -> Any:
-        """The value kept for a stage, of the image of a row or of the whole; None if there is none."""
+        """The value of a stage for the image of a row, or without a row for all images. None if
+        there is no such value."""
         return self.entries.get((stage, self._image(row)))
 
     def add(self, stage: str, values: dict[int | None, Any]) -> None:
-        """Keep values by their rows; they are on the disk when this returns."""
+        """Add values by their rows. They are on the disk when this returns."""
         entries = {(stage, self._image(row)): value for row, value in values.items()}
         self.entries |= entries
         if self.path is not None:
@@ -63,13 +64,13 @@ class Journal:
                 os.fsync(file.fileno())
 
     def once(self, stage: str, make: Callable[[], Any]) -> Any:
-        """The value kept for a stage of the whole, made and kept first if there is none."""
+        """The value of a stage for all images. If there is none, it is made and added first."""
         if self.get(stage) is None:
             self.add(stage, {None: make()})
         return self.get(stage)
 
     def finish(self) -> None:
-        """Note that all is measured: the next evaluation may begin anew in this folder."""
+        """Mark the evaluation as finished, so that the next one may begin in this folder."""
         if self.get(FINISHED) is None:
             self.add(FINISHED, {None: True})
 
@@ -96,7 +97,7 @@ class Journal:
         write_text(self.path, "".join([json.dumps({"subject": self.subject}) + "\n", *lines]))
 
     def _take(self, subject: dict, entries: list[tuple], damaged: int) -> None:
-        """Take over what the file holds, if it is of the same subject."""
+        """Take over the entries of the file. Raises UsageError if they are of another subject."""
         if any(run != self.run for run, *_ in entries):
             names = [name for name in self.subject if subject.get(name) != self.subject[name]]
             raise UsageError(
@@ -117,7 +118,7 @@ def _line(run: str, stage: str, image: str, value: Any) -> str:
 
 
 def _read(path: Path) -> tuple[dict, list[tuple[str, str, str, Any]], int]:
-    """The subject, the entries (run, stage, image, value), and how many lines are damaged."""
+    """The subject, the entries (run, stage, image, value), and the number of damaged lines."""
     subject, entries, damaged = {}, [], 0
     for number, line in enumerate(path.read_bytes().splitlines()):
         try:
@@ -135,14 +136,15 @@ def _read(path: Path) -> tuple[dict, list[tuple[str, str, str, Any]], int]:
 
 
 def image_names(data: Dataset) -> list[str]:
-    """Each image's path below the folder that all of them share: it stays when that one moves."""
+    """Each image's path below the folder that all images share. It does not change if that folder
+    is moved."""
     paths = [os.path.abspath(path) for path in data.paths]
     shared = os.path.commonpath(paths)
     return [os.path.relpath(path, shared) for path in paths]
 
 
 def data_digest(data: Dataset) -> str:
-    """A digest of names, labels, patients, splits and pixels."""
+    """A digest of a data set's names, labels, patients, splits and pixels."""
     columns = (image_names(data), data.labels.tolist(), list(data.patients), list(data.splits))
     described = json.dumps(columns, default=str).encode()
     pixels = (
@@ -159,7 +161,7 @@ def network_digest(*networks: nn.Module) -> str:
 
 
 def files_digest(files: Iterable[Path]) -> str:
-    """A digest of files' names and contents."""
+    """A digest of the names and contents of files."""
     return _digest(*(part for file in files for part in (file.name.encode(), file.read_bytes())))
 
 

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, for print: drawn with matplotlib, where it is installed."""
+"""The plots of an evaluation, for print, drawn with matplotlib if it is installed."""
 
 import importlib.util
 import textwrap
@@ -23,8 +23,8 @@ COLUMN, PAGE = 3.5, 7.0  # widths in inches
 INK, RULE = "#26282c", "#aab0b8"
 OURS, ASKING, BLIND = "#1f5fa8", "#8496ab", "#d3d7dd"
 SIDE = 256  # of an example, in pixels
-COLOURS = dict(zip(ASKS, (OURS, ASKING, BLIND)))  # of methods by whom they ask
-POINTS = {"fmt": "none", "ecolor": INK, "elinewidth": 0.7}  # an interval without its value
+COLOURS = dict(zip(ASKS, (OURS, ASKING, BLIND)))  # of a method, by what it asks
+POINTS = {"fmt": "none", "ecolor": INK, "elinewidth": 0.7}  # draws an interval without its value
 STYLE = {
     "font.size": 7,
     "axes.titlesize": 7,
@@ -53,18 +53,18 @@ Facet = tuple[str, dict[str, dict]]  # a title, and each method's figure {value,
 
 @dataclass
 class Material:
-    """What the figures show and `evaluation.json` does not hold."""
+    """Data for the plots that `evaluation.json` does not hold."""
 
     classes: Sequence[str]
     logits: np.ndarray  # [N], the classifier's, of all images of the split
     labels: np.ndarray  # [N]
     named: tuple[float, float]  # the logits that dose 0 and dose 1 name
     responses: np.ndarray  # [images, F], the logits along each path
-    examples: list[tuple[int, Explanation]]  # with their labels
+    examples: list[tuple[int, Explanation]]  # labels and explanations
 
 
 def installed() -> bool:
-    """Whether matplotlib is; if not, one line says how to get it."""
+    """Whether matplotlib is installed. If not, a warning says how to install it."""
     if importlib.util.find_spec("matplotlib"):
         return True
     console.warn("figures are left out, matplotlib is missing: pip install 'cxrgan[plots]'")
@@ -72,7 +72,7 @@ def installed() -> bool:
 
 
 def draw(folder: str | Path, numbers: dict, material: Material) -> None:
-    """Write the figures that the numbers of `evaluate` allow, each whole or not at all."""
+    """Write every plot for which there are numbers, each completely or not at all."""
     import matplotlib
 
     folder = Path(folder)
@@ -85,7 +85,7 @@ def draw(folder: str | Path, numbers: dict, material: Material) -> None:
 
 def _figures(numbers: dict, material: Material) -> Iterator[tuple[str, "Figure"]]:
     auroc = numbers["classifier"]["auroc"]
-    if auroc["value"] is not None:  # both classes are there
+    if auroc["value"] is not None:  # both classes have images
         yield "classifier", classifier(material.logits, material.labels, auroc)
     if len(material.responses):
         yield "response", response(material.responses, material.named)
@@ -101,7 +101,8 @@ def _figures(numbers: dict, material: Material) -> Iterator[tuple[str, "Figure"]
 
 
 def classifier(logits: np.ndarray, labels: np.ndarray, auroc: dict) -> "Figure":
-    """ROC and reliability. logits, labels: [N]; auroc: {value, low, high, n}."""
+    """The ROC curve and the reliability diagram. logits, labels: [N]; auroc: {value, low, high,
+    n}."""
     figure, pair = _axes(1, 2, 2.05)
     _roc(pair[0], logits, labels, auroc)
     _reliability(pair[1], metrics.sigmoid(logits), labels)
@@ -113,7 +114,7 @@ def classifier(logits: np.ndarray, labels: np.ndarray, auroc: dict) -> "Figure":
 
 
 def _roc(axes: "Axes", logits: np.ndarray, labels: np.ndarray, auroc: dict) -> None:
-    """The curve, its area and the point at probability 0.5."""
+    """Draw the ROC curve, the area under it, and the point at probability 0.5."""
     groups = [np.sort(logits[labels == label]) for label in (0, 1)]
     levels = np.unique(logits)
     alarms, hits = (
@@ -128,8 +129,8 @@ def _roc(axes: "Axes", logits: np.ndarray, labels: np.ndarray, auroc: dict) -> N
 
 
 def _reliability(axes: "Axes", probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """The share of positives, with Wilson's 95% interval, in the bins of the calibration error; as
-    bars the share of all images in each."""
+    """Draw the share of diseased images with Wilson's 95% interval for each bin of the calibration
+    error. Bars show the share of all images in each bin."""
     bins = np.minimum((probabilities * metrics.BINS).astype(int), metrics.BINS - 1)
     counts = np.bincount(bins, minlength=metrics.BINS)
     centres = (np.arange(metrics.BINS) + 0.5) / metrics.BINS
@@ -146,16 +147,14 @@ def _reliability(axes: "Axes", probabilities: np.ndarray, labels: np.ndarray) ->
 
 
 def _wilson(share: np.ndarray, n: np.ndarray, z: float = 1.96) -> np.ndarray:
-    """The ends [2, ...] of Wilson's (1927) interval of a share among n."""
+    """The ends [2, ...] of Wilson's (1927) interval of a share among n images."""
     half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return (share + z**2 / (2 * n) + np.stack([-half, half])) / (1 + z**2 / n)
 
 
 def response(logits: np.ndarray, named: tuple[float, float]) -> "Figure":
-    """Logit and probability along the path, their spread over images, and what the doses name.
-
-    logits: [images, F]; named: the logits of dose 0 and dose 1.
-    """
+    """Logit and probability along the path: their spread over images, and the line that the doses
+    name. logits: [images, F]; named: the logits of dose 0 and dose 1."""
     figure, pair = _axes(1, 2, 2.0)
     doses = np.linspace(0, 1, logits.shape[1])
     levels = np.percentile(logits, (5, 25, 50, 75, 95), axis=0)  # [5, F]
@@ -179,7 +178,7 @@ def response(logits: np.ndarray, named: tuple[float, float]) -> "Figure":
 
 
 def facets(part: str, methods: dict[str, dict[str, dict]]) -> list[Facet]:
-    """{METHOD: {measure: figure}} turned inside out: a facet for each measure."""
+    """A facet for each measure, from {METHOD: {measure: figure}}."""
     names = dict.fromkeys(name for figures in methods.values() for name in figures)
     return [
         (
@@ -191,13 +190,13 @@ def facets(part: str, methods: dict[str, dict[str, dict]]) -> list[Facet]:
 
 
 def _title(*names: str) -> str:
-    """A measure's title on short lines, with the better direction where it is less."""
+    """A measure's title on short lines. If less is better, it says so."""
     measure = find(*names)
     return textwrap.fill(measure.title + ", less is better" * (measure.better == "less"), 20)
 
 
 def bars(facets: Sequence[Facet]) -> "Figure":
-    """A bar with its 95% interval for each method, our maps first; three facets to a row."""
+    """A bar with its 95% interval for each method, our maps first. Three facets in a row."""
     names = dict.fromkeys(method for _, figures in facets for method in figures)
     methods = sorted(names, key=lambda method: ASKS.index(_asks(method)))
     columns, rows = min(3, len(facets)), -(-len(facets) // 3)
@@ -213,7 +212,7 @@ def bars(facets: Sequence[Facet]) -> "Figure":
 
 
 def _bars(axes: "Axes", rows: Sequence[tuple[str, dict]]) -> None:
-    """One facet: (method, {value, low, high}) from the top down."""
+    """Draw one facet: rows of (method, {value, low, high}) from top to bottom."""
     places, asked = np.arange(len(rows)), np.array([_asks(method) for method, _ in rows])
     value, low, high = (
         np.array([figure.get(key) for _, figure in rows], float) for key in ("value", "low", "high")
@@ -230,7 +229,8 @@ def _bars(axes: "Axes", rows: Sequence[tuple[str, dict]]) -> None:
 
 
 def examples(rows: Sequence[tuple[int, Explanation]], classes: Sequence[str]) -> "Figure":
-    """A page wide: a row for each image, (label, explanation), with our map and Grad-CAM."""
+    """A plot as wide as a page, with a row for each (label, explanation): the images of the path,
+    our map and Grad-CAM."""
     tiles = [_tiles(e) for _, e in rows]
     figure, cells = _axes(len(rows), len(tiles[0]), PAGE / len(tiles[0]) * len(rows) + 0.4, PAGE)
     for axes, (name, picture, note) in zip(cells, (tile for row in tiles for tile in row)):
@@ -251,7 +251,7 @@ def examples(rows: Sequence[tuple[int, Explanation]], classes: Sequence[str]) ->
 
 
 def _tiles(e: Explanation) -> list[tuple[str, np.ndarray, str]]:
-    """Name, picture uint8 [H, W, 3] and note of each column."""
+    """The name, picture (uint8 [H, W, 3]) and note of each column."""
     shown = {
         "original": (e.image[0], e.numbers["original"]["probability"]),
         "reconstruction": (e.reconstructions[0], e.numbers["reconstruction"]["probability"]),
@@ -271,12 +271,12 @@ def _tiles(e: Explanation) -> list[tuple[str, np.ndarray, str]]:
 
 
 def _asks(method: str) -> str:
-    """Whom a map asks; one that is not declared is a map of ours."""
+    """What a map asks, one of ASKS. A map that is not declared is one of ours."""
     return METHODS[method].asks if method in METHODS else ASKS[0]
 
 
 def _axes(rows: int, columns: int, height: float, width: float = COLUMN) -> tuple:
-    """A figure, its size in inches, and its axes row by row."""
+    """A figure of this size in inches, and its axes, row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")

@@ -1,5 +1,5 @@
-"""Do random lungs look like real ones, as a set: Frechet and kernel inception distance, and what the
-classifiers call them."""
+"""Do random lungs look like real ones? Frechet and kernel inception distance of sets of images, and
+the classes that the classifiers give random lungs."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -15,18 +15,19 @@ from cxr.datasets import Dataset
 from cxr.sampling import draw_codes, walk
 
 HALVINGS = 100  # of the real images, for the spread of FID and KID
-SUBSET = 1000  # images at most of a kind at once there, as Binkowski et al. have it
+SUBSET = 1000  # most images of a half, as in Binkowski et al.
 DRAWN = 512  # random lungs, for disentanglement
-COMPARED = 20_000  # images at most whose features are compared
+COMPARED = 20_000  # most images whose features are compared
 CHUNK = 64  # images generated at once
 
 
 def fid(x: Tensor, y: Tensor) -> float:
-    """Frechet inception distance (Heusel et al. 2017), here of any network's features.
+    """Frechet inception distance (Heusel et al. 2017), with features of any network.
 
     |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x^1/2 S_y S_x^1/2)^1/2), the distance of the Gaussians with
-    the features' means and covariances; the bracket has the eigenvalues of S_x S_y and is
-    symmetric. x: [N, C], y: [M, C]. Its bias grows as N shrinks: compare at equal N alone.
+    the features' means and covariances. The matrix in the inner bracket is symmetric and has the
+    eigenvalues of S_x S_y. x: [N, C], y: [M, C]. The bias grows as N shrinks, so compare values
+    only at equal N.
     """
     x, y = x.double(), y.double()
     s_x, s_y = torch.cov(x.T), torch.cov(y.T)  # [C, C]
@@ -38,10 +39,10 @@ def fid(x: Tensor, y: Tensor) -> float:
 
 
 def kid(x: Tensor, y: Tensor) -> float:
-    """Kernel inception distance (Binkowski et al. 2018), here of any network's features.
+    """Kernel inception distance (Binkowski et al. 2018), with features of any network.
 
-    The unbiased squared maximum mean discrepancy under the kernel (a.b / C + 1)^3: 0 on average,
-    and so below 0 half of the time, for one distribution. x: [N, C], y: [M, C].
+    The unbiased squared maximum mean discrepancy with the kernel (a.b / C + 1)^3. For two samples
+    of one distribution it is 0 on average, so it may be negative. x: [N, C], y: [M, C].
     """
     x, y = x.double(), y.double()
     xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
@@ -57,18 +58,19 @@ def against_reals(
     labels: np.ndarray,
     seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """A distance of fakes from reals, of reals from other patients' reals at equal n, and the
-    ratio of the two.
+    """The distance of fakes from reals, the distance of reals from the reals of other patients at
+    equal n (the floor), and the ratio of the two.
 
-    The patients of each class are halved at random 100 times: one half's images are the reference,
-    the other's the floor, cut to equal n in each class, 1000 at most; the fakes are those with the
-    floor's doses. The values are means over the halvings, the ratio that of the means: the mean of
-    the ratios would be of those halvings whose floor is nearly 0. Low and high are the 2.5th and
-    97.5th percentile, the ratio's over the mean floor. No bootstrap: an image drawn twice would
-    pass for a narrower distribution.
+    The patients of each class are halved at random 100 times. The images of one half are the
+    reference. The floor compares it with the images of the other half, after both are cut to equal
+    n in each class, at most 1000 in all; the fakes have the doses of the other half's images. The
+    values are means over the halvings. The ratio is the ratio of the means, because halvings with a
+    floor near 0 would dominate a mean of ratios. Low and high are the 2.5th and 97.5th percentiles;
+    those of the ratio are divided by the mean floor. There is no bootstrap: images drawn twice
+    would make the distribution look narrower.
 
-    fakes, reals: [N, C] features, row by row of one dose; patients, labels: [N]. Returns {value,
-    low, high, n} of each.
+    fakes, reals: [N, C] features; a row has the same dose in both; patients, labels: [N]. Returns
+    {value, low, high, n} of each.
     """
     random = np.random.default_rng(seed)
     halvings = []
@@ -90,8 +92,8 @@ def against_reals(
 def halves(
     patients: np.ndarray, labels: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two sets of rows, of different patients, as many of each class in both; of larger ones 1000
-    rows each by chance."""
+    """Two sets of rows of different patients, with equal numbers of each class in both. Larger sets
+    are cut to 1000 random rows."""
     names, place, group = np.unique(patients, return_index=True, return_inverse=True)
     chosen = np.zeros(len(names), bool)
     for label in np.unique(labels):  # of each patient's first image
@@ -109,8 +111,8 @@ def halves(
 
 @torch.no_grad()
 def random_lungs(model: Model, seed: int, oracle: nn.Module | None = None) -> dict[str, dict]:
-    """Shares of 512 random lungs that are called healthy at dose 0, diseased at dose 1, by the
-    model's classifier and by the independent one."""
+    """The shares of 512 random lungs that are called healthy at dose 0 and diseased at dose 1, by
+    the model's classifier and by the independent classifier (`oracle`)."""
     asked = {"": model.classifier} | ({} if oracle is None else {"oracle_": oracle})
     logits: dict[str, list[Tensor]] = {name: [] for name in asked}
     for first in range(0, DRAWN, CHUNK):
@@ -131,18 +133,18 @@ def random_lungs(model: Model, seed: int, oracle: nn.Module | None = None) -> di
 
 @torch.no_grad()
 def pools(oracle: nn.Module | None, data: Dataset, device: torch.device) -> bool:
-    """Whether it has a method `features` from images [N, 1, R, R] to features [N, C]."""
+    """Whether `oracle` has a method `features` from images [N, 1, R, R] to features [N, C]."""
     x = to_tensor(data.images[:2], device)
-    with contextlib.suppress(Exception):  # whatever a user's network has under that name
+    with contextlib.suppress(Exception):  # a user's network may have anything under that name
         return oracle.features(x).ndim == 2
     return False
 
 
 @torch.no_grad()
 def distances(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: int) -> dict:
-    """KID and FID of random lungs from a split's images, and of its images from each other, by the
-    independent classifier's pooled features. There are as many fakes as reals, 20,000 at most, with the doses of
-    the reals."""
+    """KID and FID of random lungs from a split's images, and of its images from each other, with
+    the pooled features of the independent classifier (`oracle`). There are as many fakes as reals,
+    at most 20,000, with the same doses."""
     rows, device = drawn_rows(data, split, COMPARED, seed), model.generator.const.device
     reals, fakes = [], []
     for number, part in enumerate(np.array_split(rows, -(-len(rows) // CHUNK))):
@@ -165,11 +167,11 @@ def distances(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: 
 
 
 def _lungs(model: Model, doses: Tensor, seed: int) -> Tensor:
-    """Random lungs [N, 1, R, R], one of each dose [N]."""
+    """Random lungs [N, 1, R, R], one for each dose [N]."""
     w1, u, noise = draw_codes(model.generator, len(doses), seed)
     return model.generator(w1, u * doses[:, None], noise).clamp(-1, 1)
 
 
 def drawn_rows(data: Dataset, split: str, limit: int | None, seed: int) -> np.ndarray:
-    """The rows to be explained, in an order in which the classes mix."""
+    """The rows to explain, at most `limit`, in random order."""
     return np.random.default_rng(seed).permutation(data.rows(split))[:limit]

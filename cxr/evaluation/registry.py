@@ -1,17 +1,17 @@
-"""Every measure of `evaluation.json`, declared once: its key, what it means, unit, which way is
-better, and its kind, from which interval, tables, plots, notes and documentation follow.
+"""Every measure of `evaluation.json`, declared once: its key, meaning, unit, better direction and
+kind. Intervals, tables, plots, notes and documentation follow from these declarations.
 
-Imports neither torch nor numpy, so that documents are made from it at once.
+This module imports neither torch nor numpy, so that documents can be made from it quickly.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-SHARE = "share"  # in how many images something holds: the mean of values that are 0 or 1
-SCORE = "score"  # the mean over images of any other number
-CORRELATION = "correlation"  # from -1 to 1: a mean over images, or one of two columns
-AUROC = "AUROC"  # of one score and the labels of all images
-DISTANCE = "distance"  # between sets of images; spread over random halvings, see `realism`
+SHARE = "share"  # share of images for which something holds: the mean of values that are 0 or 1
+SCORE = "score"  # the mean of any other number over images
+CORRELATION = "correlation"  # from -1 to 1: a mean over images, or the correlation of two columns
+AUROC = "AUROC"  # of a score and the labels of all images
+DISTANCE = "distance"  # between sets of images; its spread is over random halvings, see `realism`
 
 INTERVALS = {
     SHARE: "bootstrap over patients; exact binomial interval where all images agree",
@@ -20,7 +20,7 @@ INTERVALS = {
     AUROC: "bootstrap over patients; Newcombe's score interval where the AUROC is 1 or 0",
     DISTANCE: "2.5th and 97.5th percentile over 100 random halvings of the patients",
 }
-NEEDS = {  # what a measure takes, and what is said where it lacks
+NEEDS = {  # what a measure may need, and the message if it is missing
     "independent": "no independent classifier is given (--oracle)",
     "features": "the independent classifier has no method `features` to [N, C]",
     "lungs": "no explained image has a lung mask (--lungs)",
@@ -36,17 +36,18 @@ NEEDS = {  # what a measure takes, and what is said where it lacks
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure {value, low, high, n} of `evaluation.json`, or of `evaluate-phantoms`'."""
+    """A measure: one figure {value, low, high, n} in the `evaluation.json` of `evaluate` or of
+    `evaluate-phantoms`."""
 
     key: str  # its names in the file, joined by dots; `*` stands for a method or a picture
     title: str  # for tables and plots
-    kind: str  # one of INTERVALS
-    better: str  # more, less, or nothing: then it is there to compare with, or describes
+    kind: str  # a key of INTERVALS
+    better: str  # "more", "less", or "" for a figure that only describes or serves to compare
     meaning: str  # one sentence
     unit: str = ""
-    needs: tuple[str, ...] = ()  # of NEEDS, in the order in which they are asked
-    statistic: str = "mean"  # of `columns`: mean, auroc, spearman, pearson, mean_pearson
-    columns: tuple[str, ...] = ()  # of a phantom's row, where it is no mean over images
+    needs: tuple[str, ...] = ()  # keys of NEEDS, in the order in which they are checked
+    statistic: str = "mean"  # of `columns`: mean, auroc, spearman or mean_pearson
+    columns: tuple[str, ...] = ()  # of a phantom's row, if the figure is no mean over images
 
     @property
     def part(self) -> str:
@@ -59,11 +60,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Method:
-    """A heat map: its name in the files, its title, and whom it asks."""
+    """A kind of heat map."""
 
-    name: str
+    name: str  # in the files
     title: str
-    asks: str  # one of ASKS
+    asks: str  # what it asks, one of ASKS
 
 
 OURS, CNN, NOTHING = ASKS = ("ours", "asks the CNN", "asks nothing")
@@ -85,17 +86,17 @@ METHODS = {
 
 
 def title_of(method: str) -> str:
-    """A heat map's title, or its name where it is none of METHODS."""
+    """The title of a heat map. For one that is not in METHODS, its name."""
     return METHODS[method].title if method in METHODS else method.replace("_", " ")
 
 
-# One measure a line reads better here than one argument a line.
+# Here, one measure in a line is easier to read than one argument in a line.
 # fmt: off
 _CLASSIFIER = (
     Measure("classifier.auroc", "AUROC", AUROC, "more",
         "The chance that a diseased image gets a higher logit than a healthy one."),
     Measure("classifier.accuracy", "accuracy", SHARE, "more",
-        "Share of images called right at probability 0.5."),
+        "Share of images classified correctly at probability 0.5."),
     Measure("classifier.sensitivity", "sensitivity", SHARE, "more",
         "Share of diseased images called diseased."),
     Measure("classifier.specificity", "specificity", SHARE, "more",
@@ -121,8 +122,8 @@ _GENERATOR = (
         "Frechet distance of random lungs from real images.", needs=_FEATURES),
     Measure("generator.fid_real", "FID, real", DISTANCE, "",
         "The same of real images from other patients' real images.", needs=_FEATURES),
-    Measure("generator.fid_ratio", "FID / FID, real", DISTANCE, "less",
-        "The first over the second: 1 where random lungs differ from real ones as real ones do.",
+    Measure("generator.fid_ratio", "FID ratio", DISTANCE, "less",
+        "FID over FID, real: 1 where random lungs differ from real ones as real ones do.",
         needs=_FEATURES),
 )
 _RECONSTRUCTION = (
@@ -133,8 +134,8 @@ _RECONSTRUCTION = (
     Measure("reconstruction.probability_gap", "probability gap", SCORE, "less",
         "How far the CNN's probability of the reconstruction is from that of the image."),
     Measure("reconstruction.rejected", "rejected", SHARE, "less",
-        "Share of reconstructions that do not stand for their image: a gap above 0.1, or the "
-        "encoder's SSIM under validation's 5th percentile."),
+        "Share of reconstructions that are too far from their image: a probability gap above 0.1, "
+        "or an SSIM of the encoder under the validation images' 5th percentile."),
 )
 _COUNTERFACTUAL = (
     Measure("counterfactual.l1_original", "change from the original", SCORE, "less",
@@ -154,8 +155,8 @@ _COUNTERFACTUAL = (
         "Share of the pixels in which the overlaid counterfactual differs from the image.",
         "of the pixels"),
     Measure("counterfactual.oracle_validity", "validity, independent", SHARE, "more",
-        "Share of counterfactuals to which the independent classifier gives the other class "
-        "than this CNN gave the image.", needs=("independent",)),
+        "Share of counterfactuals to which the independent classifier gives another class "
+        "than this CNN gives the image.", needs=("independent",)),
     Measure("counterfactual.oracle_validity_overlaid", "validity, overlay, independent", SHARE, "more",
         "The same of the overlaid counterfactual.", needs=("independent",)),
     Measure("counterfactual.outside_lung", "change outside lungs", SCORE, "less",
@@ -163,20 +164,20 @@ _COUNTERFACTUAL = (
     Measure("counterfactual.outside_lung_overlaid", "change outside lungs, overlay", SCORE, "less",
         "The same of the overlaid counterfactual.", "of the change", needs=("lungs",)),
     Measure("counterfactual.outside_area", "area outside the lungs", SCORE, "",
-        "Share of the image outside the lung mask: what a change without aim would score.",
+        "Share of the image outside the lung mask: the score of a change spread evenly.",
         "of the image", needs=("lungs",)),
 )
 _PATH = (
-    Measure("path.logit_gap", "gap of named and given logit", SCORE, "less",
+    Measure("path.logit_gap", "logit gap", SCORE, "less",
         "Median over the path of the distance between the logit that a dose names and the CNN's.",
         "logits"),
     Measure("path.largest_jump", "largest jump", SCORE, "less",
-        "The largest step of the logit from frame to frame, over the whole change.",
+        "The largest step of the logit from frame to frame, divided by its whole change.",
         "of the change"),
     Measure("path.spearman", "dose and logit", CORRELATION, "more",
         "Spearman's correlation of dose and logit along the path."),
     Measure("path.realism_mid", "realism of mid frames", SCORE, "more",
-        "The discriminator's score of the frames from dose 0.25 to 0.75, less that of the two"
+        "The discriminator's score of the frames from dose 0.25 to 0.75, minus that of the two"
         " ends.", needs=("discriminator",)),
 )
 _DISENTANGLEMENT = (
@@ -185,13 +186,13 @@ _DISENTANGLEMENT = (
     Measure("disentanglement.diseased_at_full", "diseased at dose 1", SHARE, "more",
         "Share of 512 random lungs that this CNN calls diseased at dose 1."),
     Measure("disentanglement.oracle_healthy_at_zero", "healthy at dose 0, independent", SHARE, "more",
-        "Share of them that the independent classifier calls healthy at dose 0.",
+        "Share of these lungs that the independent classifier calls healthy at dose 0.",
         needs=("independent",)),
     Measure("disentanglement.oracle_diseased_at_full", "diseased at dose 1, independent", SHARE, "more",
-        "Share of them that the independent classifier calls diseased at dose 1.",
+        "Share of these lungs that the independent classifier calls diseased at dose 1.",
         needs=("independent",)),
     Measure("disentanglement.structure_ssim", "SSIM of the path's ends", SCORE, "more",
-        "SSIM of the path's two ends where they agree to 0.05 of the range."),
+        "SSIM of the path's two ends where they differ by at most 0.05 of the range."),
     Measure("disentanglement.outside_lung_ssim", "SSIM outside the lungs", SCORE, "more",
         "SSIM of the path's two ends outside the lung mask.", needs=("lungs",)),
     Measure("disentanglement.inverted_healthy", "inverted image healthy at dose 0", SHARE, "more",
@@ -201,15 +202,15 @@ _DISENTANGLEMENT = (
         "Share of diseased images whose lungs the independent classifier calls healthy at dose 0.",
         needs=("independent", "diseased")),
     Measure("disentanglement.swap", "swapped disease decides", SHARE, "more",
-        "Share of lungs that, with another image's disease code, are called as that image is.",
+        "Share of lungs that get another image's class when they get its disease code.",
         needs=("swap",)),
 )
 _MAPS = (
     Measure("localisation.*.ap", "average precision", SCORE, "more",
-        "Average precision of the map's pixels against the mask; by chance the mask's share "
-        "of the image.", needs=("masks",)),
+        "Average precision of the map's pixels against the mask; a random map scores the mask's "
+        "share of the image.", needs=("masks",)),
     Measure("localisation.*.auroc", "pixel AUROC", SCORE, "more",
-        "The chance that a pixel of the mask scores above another one.", needs=("masks",)),
+        "The chance that a pixel in the mask scores above one outside.", needs=("masks",)),
     Measure("localisation.*.pointing", "pointing game", SHARE, "more",
         "Share of maps whose maximum lies in the mask.", needs=("masks",)),
     Measure("localisation.*.iou_otsu", "IoU at Otsu's threshold", SCORE, "more",
@@ -219,16 +220,16 @@ _MAPS = (
         "The same, cut at the share of its maximum that is best on validation images.",
         needs=("masks", "tuning")),
     Measure("faithfulness.*.deletion", "deletion", SCORE, "less",
-        "Mean probability while the map's highest pixels are replaced by a healthy image's.",
+        "Mean probability while pixels are replaced by a healthy image's, the map's highest first.",
         needs=("verdict",)),
     Measure("faithfulness.*.insertion", "insertion", SCORE, "more",
-        "Mean probability while the map's highest pixels are put into a healthy image.",
+        "Mean probability while pixels are put into a healthy image, the map's highest first.",
         needs=("verdict",)),
     Measure("randomisation.*", "correlation, CNN randomised", CORRELATION, "less",
-        "Spearman's correlation of the map with the one of a CNN whose layers are all shuffled.",
+        "Spearman's correlation of the map with that of the CNN after all its layers are shuffled.",
         needs=("time",)),
     Measure("randomisation.*.magnitude", "correlation of magnitudes", CORRELATION, "less",
-        "The same of the maps' magnitudes.", needs=("time",)),
+        "The same for the maps' magnitudes.", needs=("time",)),
 )
 _TWINS = "the exact healthy twin of a diseased phantom"
 _PHANTOMS = (
@@ -236,21 +237,21 @@ _PHANTOMS = (
         "The chance that a diseased phantom gets a higher logit than a healthy one.",
         statistic="auroc", columns=("raw/logit", "raw/label")),
     Measure("reliance.*.drop", "fall of the logit", SCORE, "",
-        "How far the logit falls when the lesions, or the marker, are left out of the picture.",
+        "How far the logit falls when the phantom is drawn without its lesions, or its marker.",
         "logits"),
     Measure("reliance.*.flips", "verdicts that flip", SHARE, "",
-        "Share of verdicts that become healthy when the lesions, or the marker, are left out."),
+        "Share of verdicts that become healthy when they are left out."),
     Measure("marker.*.mass", "mass on the marker", SCORE, "",
         "Share of the map's absolute values on the marker; `chance` is its share of the image.",
         "of the map"),
     Measure("marker.*.mass_near", "mass near the marker", SCORE, "",
         "The same within R / 32 pixels of the marker.", "of the map"),
     Measure("marker.*.share", "signed share of the marker", SCORE, "",
-        "What the map sums to on the marker, over its whole sum.", "of the map"),
+        "The map's sum over the marker, divided by its whole sum.", "of the map"),
     Measure("real_cnn.path_spearman", "dose and logit, judging CNN", CORRELATION, "more",
         "Spearman's correlation of dose and the judging CNN's logit along the path."),
     Measure("real_cnn.validity", "validity, judging CNN", SHARE, "more",
-        "Share of counterfactuals to which the judging CNN gives another class than to the image."),
+        "Share of counterfactuals to which the judging CNN gives another class than the image."),
     Measure("twin.*.psnr", "PSNR against the twin", SCORE, "more",
         f"PSNR of the picture against {_TWINS}.", "dB"),
     Measure("twin.*.ssim", "SSIM with the twin", SCORE, "more",
@@ -264,13 +265,14 @@ _PHANTOMS = (
 )
 # fmt: on
 
-# What the reader of phantoms (`cxr.phantoms.probe`) finds in a picture: these parameters of its
-# structure, and the burden of its disease.
+# `cxr.phantoms.probe` reads these parameters of the structure, and the burden of disease, from a
+# picture of a phantom.
 STRUCTURE = ("shift_x", "shift_y", "tilt", "scale", "turn", "width", "breath", "arm")
 
 
 def _swap(what: str, name: str, read: str, true: str, better: str, meaning: str) -> Measure:
-    """The correlation of what is read from pictures with the truth, both named as in the rows."""
+    """A measure of the correlation between parameters read from pictures and their truth. read,
+    true: the names of both in the rows."""
     parameters = STRUCTURE if what == "structure" else ("burden",)
     return Measure(
         key=f"swap.{what}.{name}",
@@ -286,16 +288,16 @@ def _swap(what: str, name: str, read: str, true: str, better: str, meaning: str)
 # fmt: off
 _SWAPS = (
     _swap("structure", "real", "real", "true", "",
-        "Structure read from a phantom, with the truth: as good as the reader gets."),
+        "Structure read from a phantom, with the truth: the best that the reader can do."),
     _swap("structure", "kept", "mixed", "true", "more",
         "Structure read from A's lungs with B's disease, with A's structure."),
     _swap("structure", "leaked", "mixed", "other", "less",
-        "The same with B's structure: ought to be 0."),
+        "The same with B's structure: should be 0."),
     _swap("burden", "real", "real", "true", "",
-        "Burden read from a phantom, with the truth: as good as the reader gets."),
+        "Burden read from a phantom, with the truth: the best that the reader can do."),
     _swap("burden", "moved", "mixed", "other", "more",
         "Burden read from A's lungs with B's disease, with B's burden."),
-    _swap("burden", "leaked", "mixed", "true", "less", "The same with A's burden: ought to be 0."),
+    _swap("burden", "leaked", "mixed", "true", "less", "The same with A's burden: should be 0."),
 )
 # fmt: on
 
@@ -308,10 +310,11 @@ MEASURES = {measure.key: measure for measure in (*EVALUATION, *PHANTOMS)}
 
 
 def find(*names: str) -> Measure:
-    """The measure under these names: ("localisation", "edges", "ap") is localisation.*.ap.
+    """The measure of a figure with these names: ("localisation", "edges", "ap") is an instance of
+    localisation.*.ap.
 
-    A stage of the cascade, ("randomisation", METHOD, "3"), is its measure. Raises KeyError where
-    none is declared.
+    A stage of the cascade, ("randomisation", METHOD, "3"), belongs to randomisation.*. Raises
+    KeyError if no such measure is declared.
     """
     starred = (names[0], "*", *names[2:])
     for key in (names, starred, starred[:2]):
@@ -325,15 +328,15 @@ def of_part(part: str) -> list[Measure]:
 
 
 def compares_methods(part: str) -> bool:
-    """Whether a part holds a figure for each heat map."""
+    """Whether a part has figures for each heat map."""
     return any(measure.key.startswith(f"{part}.*") for measure in _MAPS) or part == "marker"
 
 
 def not_measured(numbers: dict) -> list[str]:
-    """A line for each reason why measures of `evaluate` are not in its numbers.
+    """A line for each reason why measures of `evaluate` are missing from its numbers.
 
-    The reason is the first need that is certainly not met: one that alone kept another measure
-    out; else the last, as all before it are met.
+    The reason is the first need that is certainly not met, because it is the only need of another
+    missing measure. If there is none, it is the last need, because all needs before it are met.
     """
     absent = [measure for measure in EVALUATION if not _holds(numbers, measure.key.split("."))]
     unmet = {measure.needs[0] for measure in absent if len(measure.needs) == 1}
@@ -357,13 +360,13 @@ def _holds(numbers: dict, names: list[str]) -> bool:
 
 
 def _grouped(keys: list[str], numbers: dict) -> list[str]:
-    """The keys, those of a part that is missing as a whole by the part's name alone."""
+    """The keys. For a part that is missing completely, only the name of the part."""
     names = (key if key.split(".")[0] in numbers else key.split(".")[0] for key in keys)
     return list(dict.fromkeys(names))
 
 
 def markdown() -> str:
-    """The measures as tables in Markdown, one for each part, for the documentation."""
+    """The measures as Markdown tables, one for each part, for the documentation."""
     return "\n".join(_markdown())
 
 

@@ -1,6 +1,6 @@
-"""The long stages of an evaluation, image by image, each kept in its journal as it goes.
+"""The long stages of an evaluation. They go image by image and keep results in the journal at once.
 
-Ctrl-C and SIGTERM end a stage after the images at hand.
+Ctrl-C and SIGTERM end a stage after the images that are being measured.
 """
 
 import math
@@ -18,29 +18,29 @@ from cxr.evaluation.realism import random_lungs
 from cxr.explanation import Explanation
 from cxr.training import Interrupted, interruptible
 
-TUNED = 32  # validation images at most, for the threshold of a map
-RANDOMISED = 16  # images at most, each explained once for every stage of the cascade
-SHOWN = 6  # examples in a figure
+TUNED = 32  # most validation images for the threshold of a map
+RANDOMISED = 16  # most images for the randomisation; each is explained once in every stage
+SHOWN = 6  # examples in a plot
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What all stages together give; nothing, for a model without a GAN."""
+    """The results of all stages. They are empty for a model without a GAN."""
 
     numbers: dict = field(default_factory=dict)  # {part: {name: {value, low, high, n}}}
     responses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     # [images, F], the logits along each path
-    examples: list[tuple[int, Explanation]] = field(default_factory=list)  # with their labels
-    stopped: str = ""  # after how many images, if not all
+    examples: list[tuple[int, Explanation]] = field(default_factory=list)  # label, explanation
+    stopped: str = ""  # how much was measured, if not all
 
 
 def measure(
     judge: Judge, rows: np.ndarray, split: str, journal: Journal, draws: bool = False
 ) -> Measured:
-    """All parts that come from explanations of the rows, and what random lungs show; `draws`: with
-    examples for a figure.
+    """Measure explanations of the rows, and random lungs. draws: whether to keep examples for a
+    plot.
 
-    After Ctrl-C, what is there is measured. Raises Interrupted if nothing is there yet.
+    After Ctrl-C, the numbers are those of the images so far. Raises Interrupted if there are none.
     """
     with interruptible() as caught:
         if split in ("test", "train"):  # thresholds tuned on what is measured would flatter it
@@ -70,8 +70,8 @@ def measure(
 def tuned_thresholds(
     judge: Judge, journal: Journal | None = None, caught: list[int] | None = None
 ) -> dict[str, float]:
-    """For each kind of map the share of its maximum at which the mean IoU is best, over at most 32
-    validation images that have a mask; empty if none has. Raises Interrupted if a signal is
+    """For each kind of map, the share of its maximum with the best mean IoU over at most 32
+    validation images that have a mask. Empty if none has a mask. Raises Interrupted if a signal is
     `caught`."""
     journal = journal or Journal(judge.data)
     candidates = np.flatnonzero(judge.data.splits == "val") if judge.masks else []
@@ -90,18 +90,18 @@ def tuned_thresholds(
             for name, curve in journal.get("tuning", row).items():
                 curves.setdefault(name, []).append(curve)
             bar.advance()
-    best = {name: np.mean(of_images, 0).argmax() for name, of_images in curves.items()}
+    best = {name: np.mean(curve, 0).argmax() for name, curve in curves.items()}
     return {name: float(heatmaps.THRESHOLDS[place]) for name, place in best.items()}
 
 
 def explained(
     judge: Judge, rows: np.ndarray, journal: Journal, caught: list[int]
 ) -> tuple[list[dict], dict[int, Explanation]]:
-    """Figures and logits of each row, {"figures", "logits"}, and the explanations made here that
-    are used again; all others are forgotten, as they are large.
+    """The figures and logits of each row, {"figures", "logits"}, and those explanations that are
+    used again. The others are not kept because they are large.
 
-    Rows are judged in groups, whose members are compared: a group is measured as a whole or taken
-    from the journal as a whole.
+    Rows are judged in groups because some figures compare the images of a group. Therefore a whole
+    group is measured, or the whole group is taken from the journal.
     """
     cases: list[dict] = []
     explanations: dict[int, Explanation] = {}
@@ -126,7 +126,7 @@ def randomised(
     journal: Journal,
     caught: list[int],
 ) -> list[Figures]:
-    """The figures of the cascade of each row."""
+    """The figures of each row's cascading randomisation."""
     stages = []
     with console.progress("randomise", len(rows)) as bar:
         for row in rows:
@@ -143,8 +143,8 @@ def randomised(
 def examples(
     judge: Judge, rows: np.ndarray, explanations: dict[int, Explanation]
 ) -> list[tuple[int, Explanation]]:
-    """Labels and explanations for a figure. They are not chosen: they are the first explained of
-    each class in turn, the healthy ones above."""
+    """Labels and explanations for a plot. They are not selected: they are the first images of each
+    class in turn, sorted with the healthy ones first."""
     labels = judge.data.labels
     classes = [[row for row in rows if labels[row] == label] for label in (0, 1)]
     turns = [row for pair in zip_longest(*classes) for row in pair if row is not None][:SHOWN]
@@ -162,7 +162,7 @@ def _cases(judge: Judge, group: np.ndarray, paths: list[Explanation]) -> list[di
 
 
 def _joined(figures: Figures) -> dict[str, float]:
-    """Figures with their names as one, for a file; what is not defined is left out."""
+    """Figures with each key as one string, for a file. Figures that are not finite are left out."""
     return {"/".join(key): float(v) for key, v in figures.items() if math.isfinite(v)}
 
 

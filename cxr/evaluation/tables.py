@@ -1,4 +1,4 @@
-"""The tables that commands print; titles, units and directions come from the registry."""
+"""The tables that commands print. Titles, units and better directions come from the registry."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,13 +10,13 @@ Table = tuple[str, tuple[str, ...], list[tuple]]  # title, header, rows
 
 
 def evaluation(title: str, numbers: dict[str, dict]) -> None:
-    """Print a table of the figures, and one more for each part that compares methods."""
+    """Print a table of the figures, and another table for each part that compares methods."""
     for table in _evaluation(title, numbers):
         console.table(*table)
 
 
 def markdown(title: str, numbers: dict[str, dict]) -> str:
-    """The tables of `evaluation` for a model card or a paper."""
+    """The tables of `evaluation` as Markdown, for a model card or a paper."""
     lines = []
     for name, header, rows in _evaluation(title, numbers):
         lines += [f"{name}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
@@ -47,8 +47,8 @@ def _figure(part: str, name: str, figure: dict) -> tuple:
 
 
 def protocol(numbers: dict[str, dict]) -> None:
-    """Print the phantom protocol: for each arm and control the parts that compare methods, and one
-    table of all other figures, with a column for each arm and control."""
+    """Print the phantom protocol: a table for each arm or control and each part that compares
+    methods, and one table of all other figures with a column for each arm and control."""
     arms = numbers["phantoms"] | {f"control: {k}": v for k, v in numbers["controls"].items()}
     for name, parts in arms.items():
         for part in ("localisation", "marker"):
@@ -63,7 +63,7 @@ def protocol(numbers: dict[str, dict]) -> None:
 
 
 def compared(title: str, part: str, methods: dict[str, dict]) -> Table:
-    """A table of a part with a row for each method and a column for each measure."""
+    """The table of a part, with a row for each method and a column for each measure."""
     rows = {method: measures(part, method, figures) for method, figures in methods.items()}
     headings = list(dict.fromkeys(heading for row in rows.values() for heading in row))
     cells = [
@@ -74,7 +74,7 @@ def compared(title: str, part: str, methods: dict[str, dict]) -> Table:
 
 
 def measures(part: str, method: str, figures: dict) -> dict[str, dict]:
-    """A method's figures by their headings; `figures` may be one itself that holds others."""
+    """A method's figures by their headings. `figures` may itself be a figure that holds others."""
     named = {(part, method): figures} if "value" in figures else {}
     named |= {
         (part, method, name): figure
@@ -90,7 +90,7 @@ def _heading(*names: str) -> str:
 
 
 def flat(parts: dict, *names: str) -> dict[str, dict]:
-    """The figures by their keys, joined by dots, but for those that compare methods."""
+    """The figures by their keys, joined by dots, without those that compare methods."""
     if "value" in parts:
         return {".".join(names): parts}
     figures = {}
@@ -101,6 +101,6 @@ def flat(parts: dict, *names: str) -> dict[str, dict]:
 
 
 def spread(figure: dict | None) -> str:
-    """A figure in a narrow cell: value (low to high)."""
+    """A figure as the text of a narrow cell: value (low to high)."""
     value, low, high = ((figure or {}).get(key) for key in ("value", "low", "high"))
     return "-" if value is None else f"{value:.2f} ({low:.2f} to {high:.2f})"

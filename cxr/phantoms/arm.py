@@ -1,4 +1,4 @@
-"""One arm of the phantom protocol: phantoms, a CNN, a GAN, and the figures of each picture."""
+"""One arm of the phantom protocol: phantoms, a CNN, a GAN, and the figures of each phantom."""
 
 import csv
 import json
@@ -27,21 +27,21 @@ from cxr.phantoms.lesions import Sample
 from cxr.phantoms.probe import Reader
 
 SIGNS = ("lesion", "marker")  # what a CNN may rely on
-MASKS = {"lesion": "masks", "marker": "markers"}  # the folders of where they are
-Row = dict[str, float]  # an image's figures; what begins with `raw/` is only material for others
+MASKS = {"lesion": "masks", "marker": "markers"}  # the folders of their masks
+Row = dict[str, float]  # an image's figures; those with `raw/` only serve to compute others
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything; the defaults take about two hours on 2 cores at 32 pixels."""
+    """The size of the protocol. The defaults take about two hours on 2 cores at 32 pixels."""
 
     preset: str = "cxr32"
     seed: int = 0
     seeds: int = 3  # of the lesion arm
-    phantoms: int = 6_000  # of a data set, 80% of them to train on
+    phantoms: int = 6_000  # in a data set; 80% are for training
     cnn: int = 160_000  # images that the training of a CNN sees
-    gan: int = 64_000  # and of a GAN
-    explained: int = 96  # test images of each data set, at most
+    gan: int = 64_000  # images that the training of a GAN sees
+    explained: int = 96  # most test images of a data set to explain
     refine: int = 60  # steps of each inversion
 
     @property
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Arm:
-    """One data set, CNN and GAN under a folder of their own."""
+    """One data set with its CNN and its GAN, in a folder of their own."""
 
     folder: Path
     plan: Plan
@@ -72,7 +72,7 @@ class Arm:
         return self.folder / "gan"
 
     def make(self) -> None:
-        """The phantoms, whole or not at all."""
+        """Make the phantoms, completely or not at all."""
         if not self.data.exists():
             unfinished = self.folder / "phantoms.tmp"
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -80,7 +80,7 @@ class Arm:
             unfinished.replace(self.data)
 
     def samples(self) -> dict[str, tuple[Sample, float]]:
-        """Each phantom and its burden, by its name."""
+        """Each phantom and its burden, by the phantom's name."""
         with open(self.data / "truth.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         return {s.name: (s, float(r["burden"])) for r in rows for s in [Sample.from_row(r)]}
@@ -89,7 +89,7 @@ class Arm:
         return open_dataset(self.data / "images", self.plan.size)
 
     def load(self, run: Path) -> Model:
-        """The model of a run's folder."""
+        """The model in a run folder."""
         return load_model(run / "model.safetensors", prepare(self.device))
 
     def logits(self, model: Model, images: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ class Arm:
             str(data),
             str(cnn),
             self.plan.preset,
-            batch=32,  # what the phantoms' figures were made with, as is the next
+            batch=32,  # this and the next: as for the published figures of phantoms
             proximity=1.0,
             images=self.plan.gan,
             seed=self.seed,
@@ -123,7 +123,7 @@ class Arm:
 
 
 def begun(folder: Path) -> bool:
-    """Whether a run's folder holds something to resume; a complete run resumes to its end."""
+    """Whether a run folder holds something to resume. A complete run may be resumed, too."""
     return (folder / "state.safetensors").exists()
 
 
@@ -132,8 +132,8 @@ def begun(folder: Path) -> bool:
 
 
 def reliance(arm: Arm, model: Model) -> list[Row]:
-    """For every test image: its label, its logit, and by how much the logit falls, and whether the
-    verdict flips, when its lesions or its marker are left out of the same picture."""
+    """For every test image: its label, its logit, how far the logit falls and whether the verdict
+    flips when the same phantom is drawn without its lesions, or without its marker."""
     data, samples = arm.dataset(), arm.samples()
     rows = data.rows("test")
     logits = arm.logits(model, data.images[rows])
@@ -155,7 +155,7 @@ def reliance(arm: Arm, model: Model) -> list[Row]:
 
 
 def relied_on(rows: Sequence[Row]) -> str:
-    """The sign whose removal lowers the logit most, over the images that carry it."""
+    """The sign whose removal lowers the logit most, on average over the images that have it."""
     drops = {
         sign: np.mean([row[key] for row in rows if key in row] or [-np.inf])
         for sign in SIGNS
@@ -171,9 +171,10 @@ def relied_on(rows: Sequence[Row]) -> str:
 def explained(arm: Arm, model: Model, sign: str, real: Model | None = None) -> list[Row]:
     """The figures of up to `plan.explained` test images.
 
-    sign: what localisation is scored against; real: the CNN that judges, by default the model's
-    own. Localisation is of images that carry the sign and that the CNN calls diseased: the map of
-    one that it calls healthy shows where disease would come, and no mask is true of that.
+    sign: the sign whose masks localisation is scored against; real: the CNN that judges, by default
+    the model's own. Localisation is scored on images that have the sign and that the CNN calls
+    diseased. The map of an image that it calls healthy shows where disease would appear, and no
+    mask is right for that.
     """
     data, samples = arm.dataset(), arm.samples()
     masks = mask_files(arm.data / MASKS[sign], sign, data)
@@ -200,14 +201,15 @@ def explained(arm: Arm, model: Model, sign: str, real: Model | None = None) -> l
 
 
 def of_judge(judge: Judge, e: Explanation, row: int, markers: dict[str, Path]) -> Row:
-    """What `evaluate` measures of any explanation, and the marker's share where there is one."""
+    """The figures that `evaluate` takes of any explanation, and the marker's share of the map if
+    there is a marker."""
     figures = judge.reconstruction(e) | judge.counterfactual(e, row) | path(e)
     figures |= judge.of_maps(e, row)
     joined = {"/".join(key): value for key, value in figures.items()}
     place = judge.place(markers, row)
     if place is not None and e.diseased:
         joined |= marker_share(judge.maps(e, row), place)
-        latent = e.maps["latent_ig"].cpu()  # sums to the change of the logit
+        latent = e.maps["latent_ig"].cpu()  # its sum is the change of the logit
         on_marker = latent[torch.from_numpy(place)].sum()
         joined["marker/latent_ig/share"] = (on_marker / latent.sum()).item()
     return joined
@@ -216,7 +218,8 @@ def of_judge(judge: Judge, e: Explanation, row: int, markers: dict[str, Path]) -
 def swapped(
     model: Model, reader: Reader, explanations: list[Explanation], known: list[tuple[Sample, float]]
 ) -> Iterator[Row]:
-    """What is read from each image and from its lungs with the next one's disease, and the truth."""
+    """What the reader reads from each image and from its lungs with the disease of the next image,
+    with the truth of both."""
     for e, other, truth, other_truth in zip(
         explanations, explanations[1:] + explanations[:1], known, known[1:] + known[:1]
     ):
@@ -227,9 +230,9 @@ def swapped(
 
 
 def dose_figures(e: Explanation, real: nn.Module, burden: float, diseased: bool) -> Row:
-    """The response of the CNN that judges: Spearman along the path; whether the end of the other
-    class than it gives the image is of that class; and what the relation of dose and burden needs.
-    """
+    """The response of the CNN that judges: Spearman's correlation along the path, and whether it
+    gives the other class to the path's end of the other class. For a diseased image, also the
+    columns for the relation of dose and burden."""
     with torch.no_grad():
         along, logit = real(e.frames), real(e.image).item()
     end = along[0 if logit > 0 else -1].item()
@@ -243,8 +246,8 @@ def dose_figures(e: Explanation, real: nn.Module, burden: float, diseased: bool)
 
 
 def twin_figures(e: Explanation, sample: Sample) -> Row:
-    """PSNR and SSIM against the exact healthy twin: of the explanation's healthy end, of the path's
-    overlay on the image, and of the untouched image, the point of reference."""
+    """PSNR and SSIM against the exact healthy twin: of the path's healthy end, of the overlay's
+    healthy end, and, for comparison, of the original."""
     twin = to_tensor(sample.render(lesions=False).image[None], e.image.device)
     shown = {"healthy_end": e.frames[:1], "overlaid": e.overlaid[:1], "original": e.image}
     row = {f"twin/{name}/psnr": metrics.psnr(x, twin).item() for name, x in shown.items()}
@@ -252,8 +255,8 @@ def twin_figures(e: Explanation, sample: Sample) -> Row:
 
 
 def marker_share(maps: dict[str, Tensor], place: np.ndarray) -> Row:
-    """The share of each map's mass (absolute values) that lies on the marker, and on it or within
-    R / 32 pixels of it; `chance` is the share of the image's area."""
+    """The share of each map's mass (absolute values) that lies on the marker (`mass`), and that
+    lies on it or within R / 32 pixels (`mass_near`). `chance`: the same for an even map."""
     r = max(1, len(place) // 32)
     on = torch.from_numpy(place)
     near = F.max_pool2d(on[None].float(), 2 * r + 1, 1, r)[0] > 0
@@ -267,7 +270,7 @@ def marker_share(maps: dict[str, Tensor], place: np.ndarray) -> Row:
 
 
 def kept(file: Path, make: Callable[[], list[Row]]) -> list[Row]:
-    """Rows from their file, made and written first if there is none."""
+    """The rows in a file. If there is no file, they are made and written first."""
     if not file.exists():
         write_text(file, json.dumps(make()))
     return json.loads(file.read_text())

@@ -1,16 +1,16 @@
-"""The phantom protocol's controls: what the measures say where there is nothing to explain.
+"""The controls of the phantom protocol: what the measures say when there is nothing to explain.
 
-`no_cnn`: the GAN trained with the classifier's losses off and doses from the labels alone: 0 for
-a healthy image, drawn by chance for a diseased one, since a label does not say how diseased. The CNN of
-the lesion arm is explained with it. What localises as well here owes it to the data, not to the
-CNN; what must fall is the path's faithfulness, the relation of dose and response.
+`no_cnn`: a GAN that is trained without the classifier's losses. Its doses come from the labels
+alone: 0 for a healthy image, random for a diseased one, because a label does not say how diseased
+an image is. The CNN of the lesion arm is explained with this GAN. A map that finds lesions as well
+here owes this to the data, not to the CNN. The relation of dose and response should become weaker.
 
-`untrained`, `shuffled`: the whole pipeline for a CNN that knows nothing of lesions, one with its
-first weights, one trained on shuffled labels. Its logits hardly tell the classes apart, so they are
-scaled to the spread that the real CNN's have, and its own verdicts are the labels of its GAN: as
-far as the GAN can know, this CNN is as good as any. A true explanation of it does not point at
-lesions: what still localises does not ask the CNN. `real_cnn` is what the lesion arm's CNN says of
-these paths; it should see nothing in them.
+`untrained`, `shuffled`: the whole pipeline for a CNN that knows nothing about lesions, because it
+keeps its first weights or was trained on shuffled labels. Its logits hardly tell the classes apart.
+Therefore they are scaled to the spread of the real CNN's logits, and the GAN is trained with the
+verdicts of this CNN as labels. To the GAN, this CNN is as good as any. A true explanation of it
+does not point at lesions, so a map that still does so does not ask the CNN. `real_cnn` has the
+responses of the lesion arm's CNN to these paths; it should see nothing in them.
 """
 
 import csv
@@ -31,7 +31,7 @@ from cxr.training import Run, World, loop
 
 
 def run(arm: Arm) -> Iterator[tuple[str, list[Row]]]:
-    """Each control on an arm's phantoms: its name and its rows."""
+    """The name and the rows of each control, on an arm's phantoms."""
     for name, make in (("no_cnn", no_cnn), ("untrained", ignorant), ("shuffled", ignorant)):
         folder = arm.folder.parent / name.replace("_", "-")
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,12 +48,12 @@ def run(arm: Arm) -> Iterator[tuple[str, list[Row]]]:
 
 
 class LabelTrainer(train_gan.Trainer):
-    """A GAN's training that never asks the classifier."""
+    """A trainer of GANs that does not use the classifier's answers."""
 
     def read_classifier(self) -> tuple[np.ndarray, np.ndarray]:
-        """Doses from the labels alone, drawn for diseased images; the logits of a healthy image
-        are those of dose 0, of a diseased one those of 0.5, the mean dose."""
-        super().read_classifier()  # between which logits the dose runs, for the explanation
+        """Doses from the labels alone, random for diseased images. The logit of a healthy image is
+        that of dose 0; the logit of a diseased image is that of dose 0.5, the mean dose."""
+        super().read_classifier()  # sets the logits of dose 0 and 1, which the explanation needs
         diseased = self.data.labels == 1
         drawn = np.random.default_rng(self.config.seed).uniform(0, 1, len(self.data))
         doses = np.where(diseased, drawn, 0.0).astype(np.float32)
@@ -80,7 +80,8 @@ def no_cnn(arm: Arm, folder: Path) -> Model:
 
 
 def ignorant(arm: Arm, folder: Path) -> Model:
-    """The GAN of an untrained CNN, or of one trained on shuffled labels, by the folder's name."""
+    """The GAN of an untrained CNN or of a CNN trained on shuffled labels, as the folder's name
+    says."""
     cnn, data = folder / "standardised", arm.dataset()
     if not (cnn / "model.safetensors").exists():
         if folder.name == "untrained":
@@ -101,7 +102,7 @@ def ignorant(arm: Arm, folder: Path) -> Model:
 
 
 def untrained(arm: Arm) -> Model:
-    """The CNN of an arm with the first weights of another seed."""
+    """The CNN of an arm with the initial weights of another seed."""
     model = arm.load(arm.cnn)
     torch.manual_seed(arm.seed + 1)
     network = Classifier(PRESETS[arm.plan.preset].classifier).eval().requires_grad_(False)
@@ -109,9 +110,9 @@ def untrained(arm: Arm) -> Model:
 
 
 def standardise(model: Model, logits: np.ndarray, wanted: np.ndarray) -> None:
-    """Shift and scale a classifier's logit: its median 0, its spread that of the wanted ones.
+    """Shift and scale a classifier's logit to median 0 and to the spread of the wanted logits.
 
-    logits, wanted: [N], its own and the real CNN's.
+    logits, wanted: [N], the classifier's own logits and those of the real CNN.
     """
     network = model.classifier
     factor = wanted.std() / max(logits.std(), 1e-9) / network.temperature.item()
@@ -122,7 +123,7 @@ def standardise(model: Model, logits: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def relabelled(data: Dataset, labels: np.ndarray, file: Path) -> Path:
-    """A CSV of the same images in the same splits with other labels."""
+    """A CSV of the same images in the same splits, with other labels."""
     if not file.exists():
         with replacing(file) as temporary, open(temporary, "w", newline="") as stream:
             table = csv.writer(stream)

@@ -1,4 +1,4 @@
-"""Synthetic chest X-rays with known lesions, masks and shortcuts; the data sets made of them."""
+"""Phantoms, synthetic chest X-rays with known lesions, masks and shortcuts; data sets of them."""
 
 import csv
 import json
@@ -23,25 +23,25 @@ AIR = 1.05  # attenuation that a lung full of air takes away from the same chest
 
 @dataclass(frozen=True)
 class Lesion:
-    """Fluid in place of air. Its profile is 1 at most and 0 beyond `size`, give or take the edge."""
+    """Fluid that replaces air. Its profile is at most 1, and 0 beyond `size` and the soft edge."""
 
     kind: str  # ground-glass or consolidation
     side: int  # -1 the right lung (left on the image), 1 the left lung
     across: float  # 0 at the mediastinum, 1 at the chest wall
     down: float  # 0 at the apex, 1 at the diaphragm
     size: float  # radius
-    opacity: float  # 0 nothing there, 1 as dense as its kind gets
-    aspect: float  # stretches the first axis, squeezes the second
+    opacity: float  # from 0, invisible, to 1, the densest of its kind
+    aspect: float  # stretches the first axis and shortens the second
     angle: float  # radians
     edge: float  # half-width of the soft edge, in radii
     ragged: float  # how far the outline wanders, in radii
-    patchy: float  # how much of it is thinned in places
-    fissure: float  # cut off straight above this height, in radii (-2: not at all)
-    noise: int  # seed of outline and patches
+    patchy: float  # how much thinner it is in patches
+    fissure: float  # a straight upper border at this height, in radii (-2: none)
+    noise: int  # seed of the outline and the patches
 
     @classmethod
     def draw(cls, rng: np.random.Generator, opacity: float) -> "Lesion":
-        """A lesion somewhere in the lungs, more often low and far out."""
+        """A lesion at a random place in the lungs, more often low and near the chest wall."""
         dense = rng.random() < 0.5
         lobar = dense and rng.random() < 0.4
         return cls(
@@ -62,13 +62,13 @@ class Lesion:
 
 
 class Phantom(NamedTuple):
-    """One rendered picture and where things are in it; all arrays [R, R]."""
+    """One rendered phantom with its masks; all arrays are [R, R]."""
 
     image: np.ndarray  # uint8
     lesion: np.ndarray  # bool: the lung inside a lesion's outline, see `render`
     lung: np.ndarray  # bool: at least half of the pixel is lung
     marker: np.ndarray  # bool: the marker covers at least a quarter of the pixel
-    burden: float  # share of the lungs' air that the lesions displace: how diseased, in one number
+    burden: float  # how diseased it is: the share of the lungs' air that the lesions displace
 
 
 def _check_size(size: int) -> None:
@@ -81,9 +81,9 @@ def _working_size(size: int) -> int:
 
 
 def _extent(lesion: Lesion, s: Structure, anatomy: Anatomy) -> tuple[np.ndarray, np.ndarray]:
-    """How far a pixel belongs to the lesion [n, n], and the same thinned by the lesion's patches.
+    """How much each pixel belongs to the lesion [n, n], and the same with the lesion's patches.
 
-    Both are 1 at most and exactly 0 away from it.
+    Both are at most 1, and exactly 0 away from the lesion.
     """
     rng = np.random.default_rng(lesion.noise)
     n = len(anatomy.x)
@@ -100,13 +100,14 @@ def _extent(lesion: Lesion, s: Structure, anatomy: Anatomy) -> tuple[np.ndarray,
 
 
 def render(s: Structure, lesions: tuple[Lesion, ...], size: int, marker: bool = False) -> Phantom:
-    """Film a chest.
+    """Render a chest with its lesions.
 
-    The lesion mask is the lung inside some lesion's outline, where the soft edge falls through one
-    half: it depends neither on opacity nor on the film. Fainter change reaches beyond it by at most
-    the edge's half-width. A lesion of opacity 0 changes nothing; more opacity darkens no pixel.
+    The lesion mask is the lung inside the outline of any lesion, where the soft edge is above one
+    half. It depends neither on the opacity nor on the film. A faint change reaches beyond the mask,
+    by at most the half-width of the edge. A lesion of opacity 0 changes nothing, and more opacity
+    never makes a pixel darker.
 
-    size: 32, 64, 128 or 256, else UsageError.
+    size: 32, 64, 128 or 256. Raises UsageError for another size.
     """
     _check_size(size)
     n = _working_size(size)
@@ -127,17 +128,17 @@ def render(s: Structure, lesions: tuple[Lesion, ...], size: int, marker: bool = 
 
 
 # ---------------------------------------------------------------------------------------------
-# Samples: numbered pictures of a seed, and the folder of them
+# Samples: the numbered phantoms of a seed, and the folder that holds them
 
 
 @dataclass(frozen=True)
 class Sample:
-    """All there is to know of one picture before it is rendered."""
+    """All that determines one phantom before it is rendered."""
 
     index: int
     size: int
     structure: Structure
-    lesions: tuple[Lesion, ...]  # none: a healthy chest
+    lesions: tuple[Lesion, ...]  # empty for a healthy chest
     marker: bool
 
     @property
@@ -149,12 +150,13 @@ class Sample:
         return CLASSES[bool(self.lesions)]
 
     def render(self, lesions: bool = True, marker: bool = True) -> Phantom:
-        """The picture; without `lesions` its healthy twin, without `marker` no marker on it."""
+        """The rendered phantom. Without `lesions` it is the healthy twin; without `marker` it has
+        no marker."""
         shown = self.lesions if lesions else ()
         return render(self.structure, shown, self.size, marker and self.marker)
 
     def row(self) -> dict[str, object]:
-        """Its line of truth.csv, but for `burden`; `from_row` reads it back exactly."""
+        """Its line of truth.csv without `burden`. `from_row` reads it back exactly."""
         path = f"images/{self.label}/{self.name}.png"
         return {
             "path": path,
@@ -171,7 +173,7 @@ class Sample:
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> "Sample":
-        """The sample of a line of truth.csv, as `csv.DictReader` gives it."""
+        """The sample in a line of truth.csv, as `csv.DictReader` reads it."""
         return cls(
             index=int(row["index"]),
             size=int(row["size"]),
@@ -182,11 +184,11 @@ class Sample:
 
 
 def phantom(index: int, seed: int, size: int, shortcut: float | None = None) -> Sample:
-    """Sample number `index` (from 1) of a seed: odd ones are healthy, even ones diseased.
+    """Sample number `index` (from 1) of a seed. Odd numbers are healthy, even numbers diseased.
 
-    A diseased one has 1 to 4 lesions, all of one opacity between 0.2 and 1. The marker agrees with
-    the label with probability `shortcut` (None: there is none); structure and lesions depend on
-    neither `shortcut` nor `size`.
+    A diseased sample has 1 to 4 lesions of one opacity between 0.2 and 1. The marker agrees with
+    the label with probability `shortcut` (None: there is no marker). Structure and lesions depend
+    on neither `shortcut` nor `size`.
     """
     diseased = index % 2 == 0
     structure = Structure.draw(np.random.default_rng((seed, index, 0)))
@@ -203,13 +205,13 @@ def write(
 ) -> None:
     """Write a data set of `images` phantoms with their truth into the folder `out`.
 
-    OUT/images/{NORMAL,DISEASE}/NAME.png: what a classifier trains on; OUT/twins: each diseased
-    one without its lesions; OUT/masks, OUT/lungs, OUT/markers: white where there is lesion (diseased
-    ones), lung (all), marker (where there is one); OUT/truth.csv: a line for each image, which
-    `train-cnn` takes as well.
+    OUT/images/{NORMAL,DISEASE}/NAME.png: the images for training. OUT/twins: each diseased image
+    without its lesions. OUT/masks, OUT/lungs, OUT/markers: masks that are white on the lesions (of
+    diseased images), the lungs (of all), and the marker (if there is one). OUT/truth.csv: a line
+    for each image; `train-cnn` takes this file, too.
 
-    Raises UsageError if `out` holds anything already or a number is out of its range; CxrError if
-    the disk refuses.
+    Raises UsageError if `out` is not empty or a number is out of range, and CxrError if the folder
+    cannot be written.
     """
     out = Path(out)
     _check(out, images, size, seed, shortcut)

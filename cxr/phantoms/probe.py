@@ -1,4 +1,7 @@
-"""Reads a phantom's structure and burden back from its picture, where no code can be looked up."""
+"""A reader that estimates a phantom's structure and burden from its image alone.
+
+It is also used on generated images, for which no truth can be looked up.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +13,14 @@ from cxr.datasets import Dataset
 from cxr.evaluation.registry import STRUCTURE
 from cxr.phantoms.lesions import Sample
 
-WIDTH = 0.3  # of the kernel, per mean squared distance of a picture from the mean one
-RIDGE = 0.01
+WIDTH = 0.3  # of the kernel; squared distances are divided by their mean from the mean image
+RIDGE = 0.01  # weight of the penalty
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Kernel ridge regression (Gaussian kernel) from pixels to the parameters in STRUCTURE, which
-    are those that 32 pixels show, and to the burden; fitted on training phantoms."""
+    """Kernel ridge regression (Gaussian kernel) from pixels to the burden and to the parameters in
+    STRUCTURE, those that 32 pixels show. It is fitted on training phantoms."""
 
     pictures: np.ndarray  # [M, R * R], the training images, standardised
     weights: np.ndarray  # [M, 9]
@@ -27,7 +30,7 @@ class Reader:
 
     @classmethod
     def fit(cls, data: Dataset, samples: dict[str, tuple[Sample, float]]) -> "Reader":
-        """Fit on the training split of phantoms whose truth is `samples`, by their names."""
+        """Fit on the training split of phantoms. samples: their truth, by their names."""
         rows = data.rows("train")
         x = data.images[rows].reshape(len(rows), -1) / 127.5 - 1
         known = [samples[Path(data.paths[row]).stem] for row in rows]
@@ -44,12 +47,12 @@ class Reader:
         return (_kernel(x, self.pictures) @ self.weights + self.offset)[0]
 
     def columns(self, kind: str, image: Tensor) -> dict[str, float]:
-        """What is read from an image, as columns of its row."""
+        """The parameters read from an image, as columns of its row."""
         return _columns(kind, self(image))
 
 
 def truth(kind: str, sample: Sample, burden: float) -> dict[str, float]:
-    """What there is to read, as columns of a row."""
+    """The true parameters of a sample, as columns of a row."""
     return _columns(kind, [*_structure(sample), burden])
 
 

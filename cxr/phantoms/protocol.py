@@ -1,11 +1,12 @@
 """The phantom protocol: is the explanation right where the truth is known?
 
-Synthetic chests are made, the CNN and the GAN are trained on them by the ordinary loops, and the
-explanation of held-out ones is scored against what was drawn. *Lesion arm*: disease is lesions.
-*Shortcut arm*: a corner marker agrees with the label more or less often. What the CNN relies on is
-found out first, by rendering an image again without its lesions, without its marker, and asking the
-CNN again; its explanation is scored against that, not against the disease. The controls stand in
-`controls`. Every stage is a folder under OUT, resumed when interrupted and skipped when complete.
+The protocol makes phantoms, trains a CNN and a GAN on them with the ordinary training loops, and
+compares explanations of held-out phantoms with the truth. In the *lesion arm*, disease means
+lesions. In a *shortcut arm*, a marker in a corner agrees with the label more or less often. First
+the protocol finds out what the CNN relies on: it draws each image again without its lesions, and
+without its marker, and asks the CNN again. The explanation is scored against what the CNN relies
+on, not against the disease. The controls are in `controls`. Every stage has a folder under OUT. An
+interrupted stage is resumed, and a complete one is skipped.
 """
 
 import json
@@ -34,8 +35,8 @@ SHORTCUTS = (1.0, 0.5, 0.9)  # how often the marker agrees with the label
 def figure(
     statistic: Callable[..., float], arms: Sequence[list[Row]], columns: Sequence[str]
 ) -> dict | None:
-    """A statistic of columns, {value, low, high, n} and, of several arms, each one's value as
-    `seeds`; the value is their mean, the interval a bootstrap over images in every arm.
+    """A statistic of columns, {value, low, high, n}. For several arms, the value is the mean over
+    arms, `seeds` has the value of each arm, and the interval is a bootstrap over all images.
 
     None if no image has all columns.
     """
@@ -64,7 +65,7 @@ def figure(
 
 
 def summary(arms: Sequence[list[Row]]) -> dict:
-    """Every figure of one arm's rows, or of several seeds', nested by its key."""
+    """Every figure of the rows of one arm, or of several seeds of an arm, nested by its key."""
     rows = [row for arm in arms for row in arm]
     keys = dict.fromkeys(key for row in rows for key in row if not key.startswith("raw/"))
     wanted = {tuple(key.split("/")): (key,) for key in keys}
@@ -77,11 +78,11 @@ def summary(arms: Sequence[list[Row]]) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------
-# The whole
+# The whole protocol
 
 
 def run_arm(arm: Arm) -> tuple[list[Row], str]:
-    """One arm from its phantoms to its rows, and what its CNN relies on."""
+    """Run one arm. Returns its rows and the sign that its CNN relies on."""
     arm.folder.mkdir(parents=True, exist_ok=True)
     arm.make()
     cnn = arm.folder / "reliance.json"
@@ -92,9 +93,9 @@ def run_arm(arm: Arm) -> tuple[list[Row], str]:
 
 
 def evaluate(out: str | Path, plan: Plan, device: str = "cpu") -> dict:
-    """The whole protocol; `evaluation.json` in `out` is written anew after each arm.
+    """Run the whole protocol. `evaluation.json` in `out` is written again after each arm.
 
-    Raises UsageError if `out` holds another plan's protocol, CxrError where a training fails.
+    Raises UsageError if `out` holds the protocol of another plan, and CxrError if a training fails.
     """
     out = Path(out)
     claim(out, plan)
@@ -127,7 +128,7 @@ def evaluate(out: str | Path, plan: Plan, device: str = "cpu") -> dict:
 
 
 def claim(out: Path, plan: Plan) -> None:
-    """Note the plan in `out`; UsageError if another is noted there."""
+    """Write the plan to `out`. Raises UsageError if there is another plan."""
     file, text = out / "plan.json", json.dumps(asdict(plan), indent=1) + "\n"
     if file.exists() and file.read_text() != text:
         raise UsageError(f"{out} holds a protocol begun with other numbers: choose another --out")

@@ -1,9 +1,9 @@
-"""A synthetic frontal chest: its anatomy as attenuation, and the film that is taken of it.
+"""A synthetic frontal chest: the anatomy as attenuation, and the X-ray film of it.
 
-Everything is a function of continuous coordinates: the image frame is [-1, 1] x [-1, 1] (x to the
-right, y down), and the pose maps it to the frame of the anatomy. Attenuations add up, a film curve
-makes them a picture, and area averaging makes the picture any size, so a structure looks the same
-at all of them. The patient faces us: the patient's left, and so the heart, is on our right.
+Everything is a function of continuous coordinates. The image frame is [-1, 1] x [-1, 1] (x to the
+right, y down), and the pose maps it to the frame of the anatomy. Attenuations add up, and a film
+curve turns them into an image. Area averaging gives any size, so a structure looks the same at all
+sizes. The patient faces us: the patient's left side, with the heart, is on our right.
 """
 
 from dataclasses import dataclass, field, fields
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 RIBS = 10
-GRAIN = 256  # pixels across which the film grain is drawn, whatever the size of the picture
+GRAIN = 256  # pixels of the film grain, on each side, whatever the size of the image
 
 
 def _range(low: float, high: float) -> float:
@@ -22,34 +22,34 @@ def _range(low: float, high: float) -> float:
 
 @dataclass(frozen=True)
 class Structure:
-    """One healthy chest and how it was filmed. Lengths are in units of half the image's side."""
+    """One healthy chest and its film. Lengths are in units of half the image's side."""
 
     # pose
     shift_x: float = _range(-0.06, 0.06)
     shift_y: float = _range(0.02, 0.16)
     tilt: float = _range(-0.07, 0.07)  # radians, in the image's plane
     scale: float = _range(1.16, 1.38)
-    turn: float = _range(-0.035, 0.035)  # the patient turned: mediastinum against rib cage
+    turn: float = _range(-0.035, 0.035)  # rotation: shift of the mediastinum in the rib cage
     # body
     width: float = _range(0.57, 0.68)  # half-width of the rib cage at its base
     apex: float = _range(-0.74, -0.62)  # height of the lungs' tips
     breath: float = _range(0.0, 1.0)  # 0 breathed out, 1 breathed in
-    barrel: float = _range(2.4, 3.8)  # how soon the cage widens below the apex
-    flesh: float = _range(0.04, 0.14)  # chest wall outside the rib cage
-    shoulder: float = _range(-0.05, 0.08)  # lower shoulders are larger
-    arm: float = _range(0.05, 0.45)  # how far the arms stand off
-    chin: float = _range(-1.00, -0.76)  # where it ends
+    barrel: float = _range(2.4, 3.8)  # how fast the rib cage widens below the apex
+    flesh: float = _range(0.04, 0.14)  # thickness of the chest wall outside the rib cage
+    shoulder: float = _range(-0.05, 0.08)  # larger for lower shoulders
+    arm: float = _range(0.05, 0.45)  # how far the arms are from the body
+    chin: float = _range(-1.00, -0.76)  # height of its lower end
     # organs
     heart: float = _range(0.8, 1.2)
     heart_tilt: float = _range(0.35, 0.75)  # radians
     mediastinum: float = _range(0.09, 0.14)
     aorta: float = _range(0.04, 0.10)
     dome: float = _range(0.09, 0.18)  # how high the diaphragm arches
-    dome_gap: float = _range(0.02, 0.08)  # the right half of it stands higher by this
+    dome_gap: float = _range(0.02, 0.08)  # how much higher the right half of the diaphragm is
     gas: float = _range(0.0, 0.12)  # radius of the stomach's bubble
     # bones
     rib_slope: float = _range(0.02, 0.22)
-    rib_drop: float = _range(0.24, 0.33)  # a rib falls this far from the spine to the side
+    rib_drop: float = _range(0.24, 0.33)  # how far a rib descends from the spine to the side
     rib_width: float = _range(0.020, 0.027)
     rib_density: float = _range(0.22, 0.44)
     spine_density: float = _range(0.18, 0.40)
@@ -60,44 +60,44 @@ class Structure:
     # lung tissue
     vessel_density: float = _range(0.12, 0.26)
     # film
-    exposure: float = _range(0.95, 1.35)  # attenuation that comes out mid-grey
+    exposure: float = _range(0.95, 1.35)  # attenuation that becomes mid-grey
     contrast: float = _range(1.6, 2.4)
     gamma: float = _range(0.85, 1.2)
-    haze: float = _range(0.0, 0.10)  # scattered rays lift the blacks
+    haze: float = _range(0.0, 0.10)  # scattered rays make black parts lighter
     vignette: float = _range(0.0, 0.35)
-    heel: float = _range(-0.15, 0.15)  # the tube is brighter at one end of the body
+    heel: float = _range(-0.15, 0.15)  # heel effect: more exposure at one end of the body
     texture: float = _range(0.05, 0.13)
     grain: float = _range(0.005, 0.03)
-    # where the marker sits, if there is one
+    # the marker's place, if there is a marker
     marker_x: float = _range(-0.88, -0.78)
     marker_y: float = _range(-0.86, -0.70)
-    # seeds of what is too fine to name
+    # seeds of fine structures
     tree: int = _range(0, 2**31)
     noise: int = _range(0, 2**31)
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Structure":
-        """A chest with every parameter uniform in its range."""
+        """A random chest: every parameter is uniform in its range."""
         return cls(**{f.name: f.type(rng.uniform(*f.metadata["range"])) for f in fields(cls)})
 
     @property
     def base(self) -> float:
-        """Height of the top of the right half of the diaphragm."""
+        """The height of the top of the diaphragm's right half."""
         return 0.26 + 0.24 * self.breath
 
     def cage(self, y: np.ndarray) -> np.ndarray:
-        """Half-width of the inside of the rib cage at heights `y`."""
+        """The half-width of the inside of the rib cage at heights `y`."""
         rise = np.clip((y - self.apex + 0.06) / (self.base + 0.25 - self.apex), 0, 1)
         return self.width * (1 - (1 - rise) ** self.barrel) ** 0.62
 
     def bottom(self, x: np.ndarray) -> np.ndarray:
-        """Height of the diaphragm at `x`: two domes, the left one lower."""
+        """The height of the diaphragm at `x`. It has two domes; the left one is lower."""
         across = np.clip((np.abs(x) / self.width - 0.5) / 0.62, -0.97, 0.97)
         fall = 2 * self.dome * (1 - np.sqrt(1 - across**2))
         return self.base + fall + self.dome_gap * ramp(0.5 + 4 * x)
 
     def border(self, y: np.ndarray, left: bool) -> np.ndarray:
-        """Half-width of mediastinum and heart at heights `y`, on one side."""
+        """The half-width of mediastinum and heart at heights `y`, on one side."""
         rise = (y - self.apex) / (self.base - self.apex)
         heart = self.heart * (1.15 - 0.25 * self.breath)
         if not left:
@@ -109,7 +109,8 @@ class Structure:
         return self.mediastinum - 0.02 + knob + ventricle - self.turn
 
     def place(self, side: int, across: float, down: float) -> tuple[float, float]:
-        """Lung coordinates (0 to 1 from inside to outside, from apex to base) to anatomy (x, y)."""
+        """Lung coordinates as (x, y) in the frame of the anatomy. across: 0 inside to 1 outside;
+        down: 0 at the apex to 1 at the base."""
         y = self.apex + down * (self.base - self.apex)
         inner = self.border(y, left=side > 0)
         return side * (inner + across * (self.cage(y) - inner)), y
@@ -120,24 +121,24 @@ class Structure:
 
 
 def ramp(t: np.ndarray) -> np.ndarray:
-    """0 below 0, 1 above 1, smooth between."""
+    """0 below 0, 1 above 1, and a smooth step between."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _chord(q: np.ndarray) -> np.ndarray:
-    """Length of a ray's way through a round body of radius 1, passing at `q` from its axis."""
+    """The length of a ray inside a round body of radius 1, at distance `q` from its axis."""
     return np.sqrt(np.clip(1 - q * q, 0, None))
 
 
 def _tube(distance: np.ndarray, radius: float) -> np.ndarray:
-    """What a ray meets of a hollow bone of that radius, passing at `distance` from its axis."""
+    """The amount of bone on a ray through a hollow bone, at `distance` from the bone's axis."""
     q = distance / radius
     return _chord(q) - 0.4 * _chord(q / 0.74)
 
 
 def _capsule(x, y, x0, y0, x1, y1) -> np.ndarray:
-    """Distance of (x, y) from the segment (x0, y0) to (x1, y1)."""
+    """The distance of (x, y) from the segment from (x0, y0) to (x1, y1)."""
     along_x, along_y = x1 - x0, y1 - y0
     t = ((x - x0) * along_x + (y - y0) * along_y) / (along_x**2 + along_y**2)
     t = np.clip(t, 0, 1)
@@ -145,13 +146,13 @@ def _capsule(x, y, x0, y0, x1, y1) -> np.ndarray:
 
 
 def _nearest(*distances: np.ndarray) -> np.ndarray:
-    """A smooth minimum: corners come out round."""
+    """A smooth minimum, which makes corners round."""
     return -np.log(sum(np.exp(np.clip(-30 * d, -60, 60)) for d in distances)) / 30
 
 
 @lru_cache(maxsize=32)
 def _spline(pixels: int, cells: int) -> np.ndarray:
-    """[pixels, cells + 3] weights of a uniform cubic B-spline at the pixels' centres."""
+    """Weights [pixels, cells + 3] of a uniform cubic B-spline at the centres of the pixels."""
     at = (np.arange(pixels) + 0.5) / pixels * cells
     q = np.abs(at[:, None] - np.arange(-1, cells + 2))
     near, far = 2 / 3 - q**2 + q**3 / 2, (2 - q) ** 3 / 6
@@ -159,7 +160,7 @@ def _spline(pixels: int, cells: int) -> np.ndarray:
 
 
 def clouds(rng: np.random.Generator, pixels: int, cells: int) -> np.ndarray:
-    """Smooth noise [pixels, pixels] of about unit variance, the same at any number of pixels."""
+    """Smooth noise [pixels, pixels] with a variance of about 1, the same for any image size."""
     weights = _spline(pixels, cells)
     knots = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
     return weights @ knots @ weights.T / 0.48
@@ -167,13 +168,13 @@ def clouds(rng: np.random.Generator, pixels: int, cells: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _frame(pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates x [1, pixels] and y [pixels, 1] of the pixels' centres in the image."""
+    """Coordinates x [1, pixels] and y [pixels, 1] of the pixels' centres in the image frame."""
     at = ((np.arange(pixels) + 0.5) / pixels * 2 - 1).astype(np.float32)
     return at[None, :], at[:, None]
 
 
 def shrink(fine: np.ndarray, size: int) -> np.ndarray:
-    """Area average of a square array down to `size`."""
+    """A square array reduced to `size` by area averaging."""
     block = len(fine) // size
     return fine.reshape(size, block, size, block).mean(axis=(1, 3))
 
@@ -183,23 +184,23 @@ def shrink(fine: np.ndarray, size: int) -> np.ndarray:
 
 
 class Anatomy(NamedTuple):
-    """A healthy chest before it is filmed; all arrays [n, n]."""
+    """A healthy chest before the film is taken; all arrays are [n, n]."""
 
     x: np.ndarray  # coordinates in the frame of the anatomy
     y: np.ndarray
-    water: np.ndarray  # attenuation were the lungs full of water
-    air: np.ndarray  # share of a full lung's air that the ray meets
+    water: np.ndarray  # attenuation if the lungs were full of water
+    air: np.ndarray  # air on each ray, as a share of the most that a lung holds
 
 
-@lru_cache(maxsize=1)  # a picture, its twin and its removals share it
+@lru_cache(maxsize=1)  # a phantom, its twin and its copies without a sign share it
 def anatomy_of(s: Structure, n: int) -> Anatomy:
-    """The healthy chest of this structure at n x n pixels."""
+    """The anatomy of a healthy chest of this structure at n x n pixels."""
     rng = np.random.default_rng(s.noise)
     x, y = _frame(n)
     x, y = (x - s.shift_x) / s.scale, (y - s.shift_y) / s.scale
     cos, sin = np.cos(s.tilt, dtype=np.float32), np.sin(s.tilt, dtype=np.float32)
     x, y = cos * x + sin * y, cos * y - sin * x
-    x = x + 0.012 * clouds(rng, n, 5)  # nobody is drawn with a ruler
+    x = x + 0.012 * clouds(rng, n, 5)  # no body has exact curves
     y = y + 0.012 * clouds(rng, n, 5)
     middle = x - s.spine_bend * np.sin(3 * y)
 
@@ -216,7 +217,7 @@ def anatomy_of(s: Structure, n: int) -> Anatomy:
 
 
 def _lung_distance(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How deep inside a lung: above 0 in it, below 0 outside; steeper where borders are sharp."""
+    """The depth inside a lung: above 0 inside, below 0 outside, and steeper at sharp borders."""
     wide = np.abs(x)
     border = np.where(x > 0, s.border(y, left=True), s.border(y, left=False))
     tip = s.apex + 2.2 * (wide - 0.42 * s.width) ** 2
@@ -224,7 +225,7 @@ def _lung_distance(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _flesh(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Trunk, neck, head and arms as if of water throughout."""
+    """The attenuation of trunk, neck, head and arms, as if they were all water."""
     wide = np.abs(x)
     side = s.width + s.flesh + 0.03 * np.cos(3 * y) + 0.16 * ramp((-0.30 - y) / 0.3)
     slope = -1.0 + s.shoulder + 0.42 * wide**1.5
@@ -239,7 +240,7 @@ def _flesh(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _organs(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What mediastinum, heart, abdomen, windpipe and the stomach's gas add to the flesh."""
+    """The attenuation that mediastinum, heart, abdomen, windpipe and the gas in the stomach add."""
     border = np.where(x > 0, s.border(y, left=True), s.border(y, left=False))
     below = y - s.bottom(x)
     trunk = np.abs(x) < s.width + s.flesh
@@ -253,7 +254,8 @@ def _organs(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _ribs(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Rings around the chest: tilted, they show as ellipses, bright behind and faint in front."""
+    """The attenuation of the ribs: tilted rings, which look like ellipses, bright at the back and
+    faint at the front."""
     wide = np.abs(x)
     y = y - s.rib_slope * wide
     pitch = (s.base + 0.18 - s.apex) / (RIBS - 1.5)
@@ -274,7 +276,7 @@ def _ribs(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _spine(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Vertebrae, one for each pair of ribs, with paler discs between."""
+    """The attenuation of the vertebrae, one for each pair of ribs, with fainter discs between."""
     pitch = (s.base + 0.18 - s.apex) / (RIBS - 1.5)
     phase = 2 * np.pi * (y - s.apex) / pitch
     body = np.exp(-((x / (0.085 + 0.012 * np.cos(phase))) ** 6))
@@ -284,7 +286,7 @@ def _spine(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _shoulders(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Collar bones, shoulder blades and the heads of the arm bones."""
+    """The attenuation of collar bones, shoulder blades and upper arm bones."""
     wide = np.abs(x - 0.5 * s.turn)
     u = (wide - 0.07) / (s.width - 0.08)
     axis = s.clavicle_height - s.clavicle_slope * (wide - 0.08) + 0.05 * np.sin(2 * np.pi * u)
@@ -300,7 +302,7 @@ def _shoulders(s: Structure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _branches(s: Structure) -> np.ndarray:
-    """[S, 5] vessels of both lungs: start, end (anatomy) and radius."""
+    """Vessels [S, 5] of both lungs: start and end (in the frame of the anatomy) and radius."""
     rng = np.random.default_rng(s.tree)
     pieces = []
     for side in (-1, 1):
@@ -321,7 +323,7 @@ def _branches(s: Structure) -> np.ndarray:
 
 
 def _vessels(s: Structure, n: int) -> np.ndarray:
-    """Share of the air [n, n] that vessels displace, at most 0.6."""
+    """The share [n, n] of the air that vessels displace, at most 0.6."""
     pieces = _branches(s)
     cos, sin = np.cos(s.tilt), np.sin(s.tilt)
     x, y = pieces[:, [0, 2]], pieces[:, [1, 3]]
@@ -330,7 +332,7 @@ def _vessels(s: Structure, n: int) -> np.ndarray:
     radii = pieces[:, 4] * s.scale * n / 2
     total, index = np.zeros((n, n), np.float32), np.arange(n, dtype=np.float32)
     for (x0, x1), (y0, y1), radius in zip(columns, rows, radii):
-        blur = max(radius, 1.0)  # never thinner than the pixels can carry
+        blur = max(radius, 1.0)  # never thinner than pixels can show
         across = slice(max(int(min(x0, x1) - blur), 0), max(int(max(x0, x1) + blur) + 2, 0))
         down = slice(max(int(min(y0, y1) - blur), 0), max(int(max(y0, y1) + blur) + 2, 0))
         q = _capsule(index[None, across], index[down, None], x0, y0, x1, y1) / blur
@@ -344,7 +346,7 @@ def _vessels(s: Structure, n: int) -> np.ndarray:
 
 
 def letter(s: Structure, n: int) -> np.ndarray:
-    """A lead letter R [n, n] in the image's own frame, 1 where it is."""
+    """A lead letter R [n, n] in the image frame: 1 on the letter, 0 elsewhere."""
     x, y = _frame(n)
     x, y = (x - s.marker_x) / 0.085, (y - s.marker_y) / 0.085
     strokes = ((-0.6, -1, -0.6, 1), (-0.6, -1, 0.3, -1), (0.3, -1, 0.6, -0.5), (0.6, -0.5, 0.3, 0))
@@ -354,7 +356,7 @@ def letter(s: Structure, n: int) -> np.ndarray:
 
 
 def film(s: Structure, attenuation: np.ndarray, size: int) -> np.ndarray:
-    """The film curve (grey against log exposure is a sigmoid), area average, grain: uint8."""
+    """The film as uint8 [size, size]: a sigmoid of the log exposure, area averaging, and grain."""
     attenuation = attenuation.astype(np.float64)  # exp in float32 is not quite monotone
     x, y = _frame(len(attenuation))
     log_exposure = s.exposure - attenuation - s.vignette * 0.5 * (x**2 + y**2) ** 1.5 + s.heel * y
