@@ -67,8 +67,7 @@ def cli(context: click.Context) -> None:
 def check(data: str, out: str, as_json: bool, **reading: str | None) -> None:
     """Look at a data set before anything is trained on it.
 
-    DATA is a folder with one sub-folder per class, or a table with a column of image files and one
-    of classes.
+    DATA is a folder with one sub-folder per class, or a table of image files and classes.
     """
     from cxr import console
     from cxr.data import check as checks
@@ -92,7 +91,7 @@ def check(data: str, out: str, as_json: bool, **reading: str | None) -> None:
 def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     """Train a classifier on labelled X-rays.
 
-    DATA is a folder with one sub-folder per class, or a CSV of path,label[,patient].
+    DATA is a folder with one sub-folder per class, or a table of image files and classes.
     """
     from cxr import console
     from cxr.train_cnn import PRESETS, Config, train
@@ -105,10 +104,8 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     console.say(f"model: {path}")
     fitting = [name for name, preset in PRESETS.items() if preset.size == config.pixels]
     preset = config.preset if config.preset in fitting else fitting[-1]
-    console.follow(
-        *("train-gan", data, "--classifier", str(path), "--preset", preset),
-        **config.asked(),
-    )
+    words = "train-gan", data, "--classifier", str(path), "--preset", preset
+    console.follow(*words, **config.asked())
 
 
 @cli.command(epilog=example("cxrgan train-gan chest_xray --classifier runs/cnn/model.safetensors"))
@@ -123,9 +120,8 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
 def train_gan(data: str, out: str, resume: bool, **options) -> None:
     """Train the GAN that explains a classifier.
 
-    DATA is best what the classifier was trained on: a folder with one sub-folder per class, or a
-    CSV of path,label[,patient]. FUNCTION takes nothing and returns a module from images
-    [N, 1, R, R] in [-1, 1] to logits [N].
+    DATA is best what the classifier was trained on. FUNCTION takes nothing and returns a module
+    from images [N, 1, R, R] in [-1, 1] to logits [N].
     """
     from cxr import console
     from cxr.checkpoints import load_model

@@ -3,10 +3,21 @@
 __version__ = "0.1.0"
 
 
+def plain(value: object) -> str:
+    """A text on one line that cannot steer the terminal: what is not printable (Unicode's control,
+    format and separator characters, lone surrogates) is shown as its escape, such as `\\x1b`."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)
+    )
+
+
 class CxrError(Exception):
     """A failure the person at the keyboard can mend; the message is one line and says how."""
 
     status = 1
+
+    def __init__(self, message: str):
+        super().__init__(plain(message))  # names in it come from files
 
 
 class UsageError(CxrError):

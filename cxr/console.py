@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cxr import plain
+
 out = Console()
 err = Console(stderr=True)
 
@@ -67,14 +69,6 @@ def table(title: str, header: tuple[str, ...], rows: list[tuple]) -> None:
     for row in rows:
         grid.add_row(*(Text(plain(cell)) for cell in row))
     out.print(grid)
-
-
-def plain(value: object) -> str:
-    """A text on one line that cannot steer the terminal: what is not printable (Unicode's control,
-    format and separator characters, lone surrogates) is shown as its escape, such as `\\x1b`."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)
-    )
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:

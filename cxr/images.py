@@ -183,12 +183,12 @@ def _is_dicom(path: Path) -> bool:
             raise CxrError("is a folder; name an image file")
         if not path.is_file():  # opening a pipe would wait for ever
             raise CxrError("is not a regular file" if path.exists() else "no such file")
+        if not path.stat().st_size:  # nor would /proc's, which are said to be empty, ever end
+            raise CxrError("the file is empty (0 bytes)")
         with path.open("rb") as file:
             head = file.read(132)
     except OSError as error:
         raise CxrError(f"cannot be opened: {error.strerror}") from None
-    if not head:
-        raise CxrError("the file is empty (0 bytes)")
     return folders.is_dicom_head(head) or path.suffix.lower() in (".dcm", ".dicom")
 
 

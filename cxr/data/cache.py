@@ -1,6 +1,7 @@
 """Images decoded once and kept in a cache, as one array that is read as it is needed."""
 
 import atexit
+import ctypes
 import hashlib
 import json
 import os
@@ -206,14 +207,23 @@ class _Room:
         try:
             yield
         finally:
+            if need > self.size / 8:
+                _return_memory()
             with self.changed:
                 self.free += need
                 self.changed.notify_all()
 
 
+def _return_memory() -> None:
+    """Have the C library give back what it keeps for each thread, if it can: glibc keeps a large
+    film's memory."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _bytes_needed(path: str) -> int:
     """Four times the decoded size that the header tells, or all there is where it tells none."""
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
+    if not (os.path.isfile(path) and os.path.getsize(path)):  # a pipe, or /proc: might never end
         return 0
     with warnings.catch_warnings(), suppress(Exception):  # DICOM, or damaged: decoding will say
         warnings.simplefilter("ignore")

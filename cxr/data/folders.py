@@ -80,9 +80,13 @@ def _kind(entry: os.DirEntry, images: bool) -> str:
     """ "folder", "image", or why it is left out; `images`: whether a folder of that name is near."""
     if entry.name.startswith("."):
         return "hidden"
-    if entry.is_dir():
+    try:
+        folder, file = entry.is_dir(), entry.is_file()
+    except OSError:  # a link to itself
+        return "broken links"
+    if folder:
         return "folders of masks" if images and MASKS.fullmatch(entry.name) else "folder"
-    if not entry.is_file():
+    if not file:
         return "broken links" if entry.is_symlink() else "pipes or devices"
     suffix = Path(entry.name).suffix.lower()
     if suffix in SUFFIXES or (entry.name != "DICOMDIR" and is_image(entry.path)):
@@ -93,14 +97,16 @@ def _kind(entry: os.DirEntry, images: bool) -> str:
 def is_image(path: str | Path) -> bool:
     """Whether a file begins as an image does."""
     try:
+        size = os.path.getsize(path)
+        if not size:  # reading one of /proc may never end
+            return False
         with open(path, "rb") as file:
             head = file.read(132)
     except OSError:
         return False
-    size = len(head) > 6 and int.from_bytes(head[2:6], "little") == os.path.getsize(path)
     return (
         head.startswith(MAGIC)
-        or (head.startswith(b"BM") and size)
+        or (head.startswith(b"BM") and int.from_bytes(head[2:6], "little") == size)
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
         or is_dicom_head(head)
     )

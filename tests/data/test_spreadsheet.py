@@ -107,6 +107,13 @@ def test_findings_of_several_lines_and_of_one_cell_are_united(root):
         opened(root, text)
 
 
+def test_a_pattern_that_is_given_goes_before_a_column_that_is_found(root):
+    text = lines("path,label,patient", *(f"{line},one" for line in EIGHT))
+    assert len(set(opened(root, text, patient_pattern=r"(\d)\.png").patients)) == 8
+    with pytest.raises(UsageError, match="give one"):
+        opened(root, text, patient_pattern=r"(\d)", patient_column="patient")
+
+
 def test_uncertain_labels_are_left_out_and_counted(root, capsys):
     cells = ["0", "1", "-1", "", "0.0", "1.0", "-1.0", "nan"]
     text = lines("path,label", *(f"im/{n}.png,{cell}" for n, cell in enumerate(cells)))
