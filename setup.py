@@ -48,6 +48,7 @@ setup(
         "ninja",
         "pillow>=10.1",
         "pypng",
+        "tifffile",
     ],
     extras_require={
         "recipes": ["torchvision", "timm", "torchxrayvision", "monai"],

@@ -1,19 +1,16 @@
 """Read an X-ray file of nearly any kind as one greyscale picture; write PNG and GIF."""
 
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import png
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from cxr import CxrError, UsageError, console
-from cxr.data import dicom, folders
+from cxr.data import deep, dicom, folders
 
 FORMATS = (
     "PNG",
@@ -206,23 +203,28 @@ def _decoding(kinds: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a decoder in Rust panics with one of its own
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = " ".join(str(error).split()).rpartition("all available plugins: ")[2]
+        reason = reason[:200] or type(error).__name__
         raise CxrError(f"damaged or cut short, export it again ({reason})") from error
 
 
 def _read_picture(path: Path) -> np.ndarray:
     """uint8 [H, W], or another type [H, W] if the file is deeper than 8 bits."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # whoever switched it on: half an X-ray is none
-    with _decoding("PNG, JPEG, TIFF, BMP, GIF, WebP and DICOM"):
+    with _decoding("PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP and DICOM"):
+        if size := deep.strange_tiff(path):
+            _check_size(*size[:2])
+            _check_frames(size[2])
+            return deep.read_tiff(path)
         with Image.open(path, formats=FORMATS) as file:
             _check_size(*file.size)
             # A camera's MPO is a JPEG with a preview behind it, not a film.
             if file.format != "MPO":
                 _check_frames(getattr(file, "n_frames", 1))
             if file.format == "PNG":
-                _check_end(path)
-                if _sixteen_bit_colour(path):
-                    return _deep_png(path)
+                deep.check_png_end(path)
+                if deep.is_deep_png(path):
+                    return deep.read_png(path)
             white_is_zero = getattr(file, "tag_v2", {}).get(262) == 0
             ImageOps.exif_transpose(file, in_place=True)
             picture = file
@@ -245,52 +247,6 @@ def _luma(picture: Image.Image) -> Image.Image:
         if band.mode not in ("1", "L"):
             band = band.convert("RGB")  # the only way from CMYK and Lab to grey
         grey.paste(band.convert("L"), (0, top))
-    return grey
-
-
-def _check_end(path: Path) -> None:
-    """Half a PNG may decode: what was to follow is then black. Its pixel stream has to end."""
-    with path.open("rb") as file:
-        file.seek(8)
-        packer, got, whole = zlib.decompressobj(), 0, 0
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"IHDR":
-                width, height, bits, colour, *_, interlaced = struct.unpack(
-                    ">IIBBBBB", file.read(13)
-                )
-                channels = {2: 3, 4: 2, 6: 4}.get(colour, 1)
-                whole = 0 if interlaced else height * (1 + (width * bits * channels + 7) // 8)
-                file.seek(4, os.SEEK_CUR)
-                continue
-            if kind != b"IDAT":
-                file.seek(length + 4, os.SEEK_CUR)
-                continue
-            data = file.read(length)
-            while data and not packer.eof:
-                got += len(packer.decompress(data, 1 << 20))
-                data = packer.unconsumed_tail
-            file.seek(4, os.SEEK_CUR)
-        if not packer.eof or got < whole:
-            raise CxrError("damaged or cut short, export it again (its pixel data do not end)")
-
-
-def _sixteen_bit_colour(path: Path) -> bool:
-    """Pillow reads only the upper 8 bits of these PNG files."""
-    with path.open("rb") as file:
-        head = file.read(26)
-    return head[24] == 16 and head[25] in (2, 4, 6)  # colour, grey with alpha, colour with alpha
-
-
-def _deep_png(path: Path) -> np.ndarray:
-    """uint16 [H, W] of a PNG of 16 bits a channel: luma, transparency black."""
-    with path.open("rb") as file:
-        width, height, rows, info = png.Reader(file=file).read()
-        grey = np.empty((height, width), np.uint16)
-        for y, row in enumerate(rows):
-            pixels = np.asarray(row, np.float32).reshape(width, info["planes"])
-            line = pixels[:, 0] if info["greyscale"] else pixels[:, :3] @ LUMA
-            grey[y] = np.rint(line * pixels[:, -1] / 65535 if info["alpha"] else line)
     return grey
 
 

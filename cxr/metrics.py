@@ -122,7 +122,8 @@ def bootstrap(
     Patients are drawn with replacement, each with all of its rows. statistic: a function from rows
     of the arrays to a float; a resample in which it is NaN (for example because a class is missing)
     is skipped. groups: the patient of each row, [N]; arrays: [N, ...] each. Returns value (of the
-    data themselves), low, high and n, the number of rows. Without rows, all but n are NaN.
+    data themselves), low, high and n, the number of rows. Without rows, all but n are NaN; of one patient alone,
+    low and high are.
 
     If all resamples give 0, or all give 1, the bootstrap interval has no width and would claim
     certainty. Then `ends` computes the interval, by default the function for this statistic in
@@ -143,10 +144,11 @@ def bootstrap(
         rows = order[shift + np.arange(size.sum())]
         values.append(statistic(*(array[rows] for array in arrays)))
     values = np.array(values)[~np.isnan(values)]
-    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
+    known = len(values) and len(counts) > 1  # one patient says nothing of others
+    low, high = np.percentile(values, [2.5, 97.5]) if known else (np.nan, np.nan)
     value = float(statistic(*arrays))
     ends = ends or ENDS.get(statistic)
-    if ends and low == high and value in (0, 1):
+    if ends and (low == high or not known) and value in (0, 1):
         low, high = ends(value, patient, *arrays)
     return {"value": value, "low": float(low), "high": float(high), "n": len(patient)}
 

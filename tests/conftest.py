@@ -46,7 +46,7 @@ def xrays(tmp_path_factory):
         (folder / name).mkdir()
         for number in range(60):
             picture = rng.normal(level, 30, (32, 32)).clip(0, 255).astype(np.uint8)
-            film.write_png(folder / name / f"{name}{number}x.png", picture)
+            film.write_png(folder / name / f"{name}{number}.png", picture)
     return folder
 
 

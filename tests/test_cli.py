@@ -33,11 +33,12 @@ def succeed(*words):
 
 
 def refused(result, status, words):
-    """The one line on stderr that says what is wrong."""
+    """The line on stderr that says what is wrong: the last, and the only error."""
     assert isinstance(result.exception, SystemExit), result.exception
     assert (result.exit_code, result.stdout) == (status, "")
-    (line,) = result.stderr.splitlines()
+    *said, line = result.stderr.splitlines()
     assert line.startswith("error: ") and words in line
+    assert not any(other.startswith(("error", "Traceback")) for other in said)
     return line
 
 
@@ -77,7 +78,7 @@ def inputs(tmp_path, xrays, model_file, monkeypatch):
         "text.safetensors": b"these are no weights",
         "pickle.safetensors": pickle.dumps({"classifier.weight": [1.0]}),
         "cut.safetensors": model_file.read_bytes()[:-1000],
-        "columns.csv": b"file,diagnosis\na.png,1\n",
+        "columns.csv": b"who,when\na.png,1\n",
         "binary.csv": b"path,label\n\xff\xfe\x00\n",
         "twice.csv": b"path,label\na.png,NORMAL\na.png,SICK\n",
         "thesis.txt": b"mine",
@@ -303,14 +304,22 @@ def test_info_shows_machine_and_model(model_file):
 
 BAD_DATA = {
     "no such folder": (2, "no such folder or CSV file", "{dir}/absent"),
-    "an empty folder": (1, "two classes are needed, images of 0 found", "{dir}/nothing"),
-    "one class": (1, "two classes are needed, images of 1 found (NORMAL)", "{dir}/one"),
-    "no class is known as healthy": (2, "Say --negative CLASS, one of: cats, dogs", "{dir}/two"),
-    "unknown --negative": (2, "no such class; there are cats, dogs", "{dir}/two --negative fox"),
-    "a picture as DATA": (1, "not a CSV file in UTF-8", "{dir}/constant.png"),
-    "a CSV without the columns": (1, "lacks the column path and label", "{dir}/columns.csv"),
-    "a binary CSV": (1, "not a CSV file in UTF-8", "{dir}/binary.csv"),
-    "a CSV that lists a file twice": (1, "a.png is listed twice", "{dir}/twice.csv"),
+    "an empty folder": (1, "two classes are needed; there are none", "{dir}/nothing"),
+    "one class": (1, "two classes are needed; there are NORMAL (1)", "{dir}/one"),
+    "no class is known as healthy": (
+        2,
+        "Say --negative CLASS; there are cats (1), dogs (1)",
+        "{dir}/two",
+    ),
+    "unknown --negative": (
+        2,
+        "has no such class; there are cats (1), dogs (1)",
+        "{dir}/two --negative fox",
+    ),
+    "a picture as DATA": (1, "not a CSV table, but a binary file", "{dir}/constant.png"),
+    "a CSV without the columns": (2, "Say --path-column", "{dir}/columns.csv"),
+    "a binary CSV": (1, "not a CSV table, but a binary file", "{dir}/binary.csv"),
+    "a CSV with a file in both classes": (1, "a.png is of both classes", "{dir}/twice.csv"),
     "--patient-pattern is no regex": (2, "not a regular expression", "{xrays} --patient-pattern ("),
     "--patient-pattern has no group": (2, "parentheses", "{xrays} --patient-pattern x"),
     "--patient-pattern finds nobody": (1, "finds no patient", "{xrays} --patient-pattern (q+)"),
@@ -395,7 +404,11 @@ MALFORMED = {
         "cannot be written",
         "sample --model {model} --images 1 --out {dir}/absent/sheet.png",
     ),
-    "DATA of other classes": (2, "there are cats, dogs", "evaluate {dir}/two --model {model}"),
+    "DATA of other classes": (
+        2,
+        "there are cats (1), dogs (1)",
+        "evaluate {dir}/two --model {model}",
+    ),
     "evaluate without a classifier": (
         1,
         "holds no classifier",

@@ -11,6 +11,7 @@ from PIL import Image
 
 import cxr
 from cxr import CxrError, UsageError, images
+from cxr.data import cache as cache_module
 from cxr.data.patients import split_of
 from cxr.datasets import balanced_batch, open_dataset
 
@@ -351,6 +352,7 @@ def test_unwritable_home_falls_back_to_the_temporary_folder(data, tmp_path, monk
     assert len(decoded) == 5
     assert len(list((tmp_path / "tmp" / f"cxrgan-{os.getuid()}").glob("*.npy"))) == 1
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    cache_module._own_folder.cache_clear()  # of an earlier test
     with pytest.raises(CxrError, match="set CXRGAN_CACHE"):
         open_dataset(data, 8)
 

@@ -283,3 +283,8 @@ def test_spearman_sees_order_alone_and_shares_tied_ranks():
     unequal = metrics.spearman(np.arange(5), np.array([1, 1, 1, 2, 3]))
     assert unequal == pytest.approx(8 / np.sqrt(80))
     assert np.isnan(metrics.spearman(a, np.ones(4)))
+
+
+def test_one_patient_has_no_interval():
+    numbers = metrics.bootstrap(np.mean, ["a", "a"], np.array([0.2, 0.4]))
+    assert np.isclose(numbers["value"], 0.3) and np.isnan([numbers["low"], numbers["high"]]).all()

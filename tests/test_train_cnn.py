@@ -16,7 +16,7 @@ def squares(tmp_path_factory):
                 row, column = rng.integers(4, 20, 2)
                 picture[row : row + 8, column : column + 8] += 60
             picture = picture.clip(0, 255).astype(np.uint8)
-            film.write_png(folder / name / f"{name}{number}x.png", picture)
+            film.write_png(folder / name / f"{name}{number}.png", picture)
     return folder
 
 

@@ -219,7 +219,7 @@ def report(names: Sequence[str], told: Sequence[Told]) -> None:
     for rule, count in rules.most_common():
         name, patient = first[rule]
         number = f" ({count:,})" if len(rules) > 1 else ""
-        example = f"{PurePosixPath(name).name} is patient {patient.replace(':', '')}"
+        example = f"{'/'.join(name.split('/')[-3:])} is patient {patient.replace(':', '')}"
         parts.append(f"{rule}{number}: {example}")
     patients = Counter(t.patient for t in told)
     console.say(

@@ -154,7 +154,7 @@ def _about(inputs: Inputs, split: str, options: Options) -> dict:
     rows = data.rows(split)
     trained_on = model.info["provenance"].get("data") == data.name
     notes = [SEEN[split]] if trained_on and split in SEEN else []
-    if trained_on and split != "all" and model.info.get("split") != data.rule:
+    if trained_on and split != "all" and model.info.get("split", data.rule) != data.rule:
         notes.append(RESPLIT)
     return {
         "model": str(model.path),

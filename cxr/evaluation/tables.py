@@ -103,4 +103,6 @@ def flat(parts: dict, *names: str) -> dict[str, dict]:
 def spread(figure: dict | None) -> str:
     """A figure as the text of a narrow cell: value (low to high)."""
     value, low, high = ((figure or {}).get(key) for key in ("value", "low", "high"))
-    return "-" if value is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if low is None else f"{value:.2f} ({low:.2f} to {high:.2f})"

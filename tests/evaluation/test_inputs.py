@@ -30,8 +30,8 @@ def test_data_are_prepared_as_the_models_were(model, saved, xrays, tmp_path, mon
         inputs, "open_dataset", lambda *a, **k: asked.append((*a, k)) or unchanged(*a, **k)
     )
     path = saved(model, tmp_path / "model", fit="pad", classes=["SICK", "NORMAL"])
-    evaluate.evaluate(path, xrays, patient_pattern=r"(\d+)x")
-    named = {"negative": "SICK", "patient_pattern": r"(\d+)x"}
+    evaluate.evaluate(path, xrays, patient_pattern=r"(\d+)\.")
+    named = {"negative": "SICK", "patient_pattern": r"(\d+)\."}
     assert asked == [(xrays, 32, "pad", 0, named)]
 
 
