@@ -80,7 +80,7 @@ def inputs(tmp_path, xrays, model_file, monkeypatch):
         "cut.safetensors": model_file.read_bytes()[:-1000],
         "columns.csv": b"who,when\na.png,1\n",
         "binary.csv": b"path,label\n\xff\xfe\x00\n",
-        "twice.csv": b"path,label\na.png,NORMAL\na.png,SICK\n",
+        "twice.csv": b"path,label\nbad/NORMAL/a.png,NORMAL\nbad/NORMAL/a.png,SICK\n",
         "thesis.txt": b"mine",
     }
     for name, content in files.items():

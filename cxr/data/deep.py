@@ -1,6 +1,7 @@
 """PNG and TIFF files that Pillow reads wrongly or not at all: 16 bits a channel, 64-bit numbers; and
 PNG files that end early."""
 
+import logging
 import os
 import struct
 import zlib
@@ -12,6 +13,7 @@ import tifffile
 
 from cxr import CxrError
 
+logging.getLogger("tifffile").disabled = True  # what is damaged is refused in our own words
 LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R 601
 ADAM7 = (
     (0, 0, 8, 8),
@@ -99,6 +101,8 @@ def read_tiff(path: Path) -> np.ndarray:
         pixels = page.asarray()
     if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
         pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.shape[:2] != (page.imagelength, page.imagewidth) or pixels.ndim > 3:
+        raise CxrError("damaged or cut short, export it again (its header contradicts itself)")
     if pixels.ndim == 3:
         full = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
         alpha = pixels[..., -1] / np.float32(full) if page.extrasamples else 1
