@@ -202,9 +202,10 @@ def explain(
     bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
     with stopping() as stopped, bars as bar:
         for path, name in zip(paths, names_apart(paths)):
-            folder = Path(out) / name
+            folder, numbers = Path(out) / name, {}
             try:
                 explanation = explainer.explain(path, loaded, **options)
+                numbers = explanation.numbers
                 replaced = folder.exists()
                 explanation.write(folder)
             except UsageError:
@@ -212,10 +213,10 @@ def explain(
             except Exception as error:  # noqa: BLE001 - the other images are still explained
                 failed.append((path, reason(error).removeprefix(f"{path}: ")))
                 console.say(f"error: {path}: {failed[-1][1]}")
-                results.append({"image": str(path), "error": failed[-1][1]})
+                results.append({**numbers, "image": str(path), "error": failed[-1][1]})
             else:
-                results.append(explanation.numbers)
-                console.explained(path, folder, explanation.numbers, replaced, as_json)
+                results.append(numbers)
+                console.explained(path, folder, numbers, replaced, as_json)
             bar.advance()
             if stopped:
                 break

@@ -14,10 +14,10 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from cxr import CxrError
+from cxr import CxrError, UsageError
 
 ROOT = 0
 DRAFT = re.compile(r"\.[a-z0-9_]{8}\.draft")
@@ -121,6 +121,23 @@ def locked(path: str | Path, patience: float = 0) -> Iterator[str | None]:
         yield None
     finally:
         os.close(file)
+
+
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Make `folder`; within it, no other process that asks the same writes there. Raises UsageError, which
+    says who does, or CxrError if the folder cannot be written."""
+    with ExitStack() as opened:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            holder = opened.enter_context(locked(Path(folder) / "run.lock"))
+        except OSError as error:
+            raise CxrError(f"{folder}: cannot be written: {error.strerror}") from None
+        if holder:
+            raise UsageError(
+                f"{folder} is in use by {holder}: wait for its end, or choose another --out"
+            )
+        yield
 
 
 def distrusted(path: str | Path) -> str | None:

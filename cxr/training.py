@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cxr import CxrError, UsageError, checkpoints, console
 from cxr.data.patients import SPLITS
 from cxr.datasets import Dataset
-from cxr.files import append_text, keep, locked, write_text
+from cxr.files import append_text, keep, only_writer, write_text
 from cxr.schema import Misfit, check_classes
 
 
@@ -104,7 +104,7 @@ class Run:
             if self.resume and not self._has_state():
                 raise UsageError(f"{self.folder} holds no run to resume: leave --resume out")
             if self.world.first:
-                self._lock(opened)
+                opened.enter_context(only_writer(self.folder))
             if self.resume:
                 self._compare(asdict(self.config))
             elif self._has_state() or self.model.exists():
@@ -126,17 +126,6 @@ class Run:
 
     def _has_state(self) -> bool:
         return self.state.exists() or self.previous.exists()
-
-    def _lock(self, opened: contextlib.ExitStack) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            holder = opened.enter_context(locked(self.folder / "run.lock"))
-        except OSError as error:
-            raise CxrError(f"{self.folder}: cannot be written: {error.strerror}") from None
-        if holder:
-            raise UsageError(
-                f"{self.folder} is in use by {holder}: wait for its end, or choose another --out"
-            )
 
     def _begin(self, rows: list[dict]) -> None:
         """Write the options of now, and the log so far."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxr import CxrError, UsageError, checkpoints, device, train_cnn, train_gan, training
+from cxr import CxrError, UsageError, checkpoints, device, files, train_cnn, train_gan, training
 
 ROOT = Path(__file__).parent.parent
 QUICK = {
@@ -336,13 +336,13 @@ def test_a_class_that_no_model_file_may_hold_is_refused_before_training(tmp_path
 
 
 def test_a_run_that_began_and_ended_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
-    lock = training.locked
+    lock = files.locked
 
     def late(path):
         (path.parent / "state.safetensors").write_bytes(b"another's")
         return lock(path)
 
-    monkeypatch.setattr(training, "locked", late)
+    monkeypatch.setattr(files, "locked", late)
     with pytest.raises(UsageError, match="holds a run"):
         run_of(tmp_path / "run", False).__enter__()
     assert (tmp_path / "run" / "state.safetensors").read_bytes() == b"another's"

@@ -19,7 +19,7 @@ from cxr.evaluation.journal import Journal
 from cxr.evaluation.realism import CHUNK, drawn_rows, pools
 from cxr.evaluation.stages import Measured, measure
 from cxr.explanation import versions
-from cxr.files import write_text
+from cxr.files import only_writer, write_text
 
 SEEN = {  # how training used each split of the model's own data set
     "train": "it was trained on these very patients: the numbers flatter it",
@@ -63,15 +63,20 @@ def evaluate(
     inputs = open_inputs(model, data, options)
     if out is None:
         return _measure(inputs, split, options, Journal(inputs.data), False)[0]
-    Path(out).mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        return _measure_into(Path(out), inputs, split, options)
+
+
+def _measure_into(out: Path, inputs: Inputs, split: str, options: Options) -> dict:
+    """Measure, and write numbers, tables and figures into a folder."""
     draws = plots.installed()  # warns now if matplotlib is missing, not after hours of explaining
     journal = Journal(inputs.data, out, inputs.subject(split, options), options.resume)
     numbers, measured = _measure(inputs, split, options, journal, draws)
     write(numbers, out)
     title = f"{inputs.data.name}, {split}"
-    write_text(Path(out) / "evaluation.md", tables.markdown(title, numbers))
+    write_text(out / "evaluation.md", tables.markdown(title, numbers))
     if draws:
-        plots.draw(Path(out) / "figures", numbers, _material(inputs, split, measured))
+        plots.draw(out / "figures", numbers, _material(inputs, split, measured))
     if "stopped" not in numbers["about"]:
         journal.finish()
     return numbers

@@ -5,6 +5,7 @@ import pytest
 from cxr import CxrError, UsageError, datasets
 from cxr.data.patients import SPLITS, split_of
 from cxr.evaluation import evaluate, inputs
+from cxr.files import locked
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -57,3 +58,8 @@ def test_a_split_without_a_class_is_refused(model_file, xrays, tmp_path):
     other = next(name for name in SPLITS if name != split)
     with pytest.raises(CxrError, match=f"falls into the {other} split"):
         evaluate.evaluate(model_file, tmp_path, other)
+
+
+def test_a_folder_that_another_evaluation_writes_into_is_refused(model_file, xrays, tmp_path):
+    with locked(tmp_path / "run.lock"), pytest.raises(UsageError, match="is in use by process"):
+        evaluate.evaluate(model_file, xrays, out=tmp_path)
