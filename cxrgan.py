@@ -1,4 +1,5 @@
-"""The front door: a command per job. Parses, calls, prints; computes nothing.
+"""The front door: a command per job. Parses, calls, prints; computes nothing. From Python, it
+offers what `cxr.library` holds: `cxrgan.explain(image)`.
 
 Nothing heavy is imported before a command runs, so that `cxrgan --help` answers at once.
 """
@@ -26,7 +27,6 @@ from cxr.options import (
     model_option,
     out_option,
     own_options,
-    reason,
     refine_option,
     seed_option,
     shipped_model,
@@ -34,6 +34,17 @@ from cxr.options import (
     stopping,
     training_options,
 )
+
+__all__ = ["IMAGENET", "Explanation", "adapt", "explain", "load_model", "sample"]  # noqa: F822
+
+
+def __getattr__(name: str):
+    """What `import cxrgan` offers, which needs torch, when it is asked for."""
+    if name in __all__:
+        from cxr import library
+
+        return getattr(library, name)
+    raise AttributeError(f"module 'cxrgan' has no attribute {name!r}")
 
 
 @click.group(
@@ -165,9 +176,10 @@ def check_cnn(context, cnn: str, data: str | None, as_json: bool, **options) -> 
 
 
 @cli.command(
+    "explain",
     epilog=example(
         "cxrgan explain", "cxrgan explain ward/ scan.dcm --model runs/gan/model.safetensors"
-    )
+    ),
 )
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @shipped_model
@@ -185,51 +197,23 @@ def check_cnn(context, cnn: str, data: str | None, as_json: bool, **options) -> 
 @device_option
 @json_option
 @click.pass_context
-def explain(
+def explain_command(
     context, images, model, classifier, target, classifier_input, out, device, as_json, **options
 ) -> None:
     """Explain what a classifier sees in X-rays.
 
     IMAGE is a file or a folder of files; without one, the sample that ships is explained.
     """
-    from cxr import console
+    from cxr import batch, console
     from cxr import explain as explainer
-    from cxr.data.folders import names_apart
 
     loaded = explainer.load_explainer(model, classifier, device, target, classifier_input)
     paths, status = gather(images or [explainer.sample_image(model)])
-    results, failed = [], []
-    bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
-    with stopping() as stopped, bars as bar:
-        for path, name in zip(paths, names_apart(paths)):
-            folder, numbers = Path(out) / name, {}
-            try:
-                explanation = explainer.explain(path, loaded, **options)
-                numbers = explanation.numbers
-                replaced = folder.exists()
-                explanation.write(folder)
-            except UsageError:
-                raise  # the other images would say the same
-            except Exception as error:  # noqa: BLE001 - the other images are still explained
-                failed.append((path, reason(error).removeprefix(f"{path}: ")))
-                console.say(f"error: {path}: {failed[-1][1]}")
-                results.append({**numbers, "image": str(path), "error": failed[-1][1]})
-            else:
-                results.append(numbers)
-                console.explained(path, folder, numbers, replaced, as_json)
-            bar.advance()
-            if stopped:
-                break
+    with stopping() as stopped:
+        results = batch.explain_all(paths, loaded, out, stopped, as_json, **options)
     if as_json:
         console.print_json(results)
-    status = 1 if failed else status
-    if failed and len(paths) > 1:
-        names = ", ".join(f"{path.name} ({why})" for path, why in failed)
-        count = f"{len(results) - len(failed)} of {len(paths)} explained"
-        console.say(f"{count}; {len(failed)} failed: {names}")
-    if stopped:
-        console.say(f"interrupted: {len(results)} of {len(paths)} images were done")
-        status = 128 + stopped[0]
+    status = batch.conclude(results, len(paths), stopped) or status
     context.exit(status)
 
 
@@ -299,13 +283,15 @@ def evaluate_phantoms(
         console.say(f"numbers: {Path(out) / 'evaluation.json'}")
 
 
-@cli.command(epilog=example("cxrgan sample --model runs/gan/model.safetensors --images 12"))
+@cli.command(
+    "sample", epilog=example("cxrgan sample --model runs/gan/model.safetensors --images 12")
+)
 @shipped_model
 @out_option("sample.png", "The sheet: a row for each pair of lungs, healthy to diseased.")
 @images_option(8, 1, "Number of pairs of lungs.")
 @seed_option
 @device_option
-def sample(model: str | None, out: str, images: int, seed: int, device: str) -> None:
+def sample_command(model: str | None, out: str, images: int, seed: int, device: str) -> None:
     """Draw random lungs, healthy to diseased."""
     from cxr import console, explain, film, sampling
     from cxr.checkpoints import load_model

@@ -185,7 +185,7 @@ def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
 
 
 def load_classifier(
-    spec: str,
+    spec: str | nn.Module,
     size: int,
     device: str | torch.device = "cpu",
     target: str | None = None,
@@ -197,14 +197,18 @@ def load_classifier(
     FUNCTION takes nothing and returns a module from [N, 1, R, R] in [-1, 1] to a logit [N], or
     what `adapt` makes one of. Its contract is checked at R = `size`, and what it is given is
     clipped to that range. target, classifier_input: the options of that name, for a user's own.
+    A module is copied and put into eval mode.
     """
-    if not own.is_own(spec):
+    if isinstance(spec, nn.Module):
+        network, spec = own.of_module(spec, device), own.name_of(spec)
+    elif not own.is_own(spec):
         if target is not None or classifier_input is not None:
             raise UsageError("--target and --classifier-input are for a CNN of your own")
         model = load_model(spec, device)
         model.networks = {"classifier": model.classifier}
         return model
-    network = own.load(spec, size, device, target, classifier_input)
+    else:
+        network = own.load(spec, size, device, target, classifier_input)
     contract.keep_to(network, spec, size, device)
     about = {"classifier": Path(spec).name, "target": target, "classifier_input": classifier_input}
     provenance = {name: value for name, value in about.items() if value is not None}

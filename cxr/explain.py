@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxr import CxrError, UsageError, attribution, images, inversion
 from cxr.checkpoints import Model, load_classifier, load_model, shipped, weights_folder
 from cxr.classifier import to_tensor
+from cxr.cnn.own import name_of
 from cxr.device import prepare as prepare_device
 from cxr.explanation import Explanation, Traversal, doubts, measure
 from cxr.inversion import invert, sampled_directions
@@ -36,7 +37,7 @@ def explain(
     image: str | Path | np.ndarray | Tensor,
     model: str | Path | Model | None = None,
     *,
-    classifier: str | None = None,
+    classifier: str | nn.Module | None = None,
     target: str | None = None,
     classifier_input: str | None = None,
     frames: int = 17,
@@ -137,7 +138,7 @@ def traverse(
 
 def load_explainer(
     model: str | Path | Model | None,
-    classifier: str | None,
+    classifier: str | nn.Module | None,
     device: str,
     target: str | None = None,
     classifier_input: str | None = None,
@@ -147,7 +148,7 @@ def load_explainer(
         loaded = model
     else:
         loaded = load_model(model or default_model(), prepare_device(device))
-    if classifier:
+    if classifier is not None:
         loaded = with_classifier(loaded, classifier, target, classifier_input)
     elif target is not None or classifier_input is not None:
         raise UsageError("--target and --classifier-input need --classifier, a CNN of your own")
@@ -156,7 +157,10 @@ def load_explainer(
 
 
 def with_classifier(
-    model: Model, spec: str, target: str | None = None, classifier_input: str | None = None
+    model: Model,
+    spec: str | nn.Module,
+    target: str | None = None,
+    classifier_input: str | None = None,
 ) -> Model:
     """The model with the classifier of `spec`, as `load_classifier` takes it, in its own's place.
 
@@ -168,15 +172,18 @@ def with_classifier(
     networks = model.networks | {"classifier": other.classifier}
     if "classifier" not in model.networks:
         return Model(networks, model.info, model.buffers, model.path)
-    named = spec if target is None else f"{spec}, target {target}"
-    about = {"foreign": named, "foreign_fold": other.info.get("fold")}
+    named = spec if isinstance(spec, str) else name_of(spec)
+    about = {
+        "foreign": named if target is None else f"{named}, target {target}",
+        "foreign_fold": other.info.get("fold"),
+    }
     foreign = Model(networks, model.info | about, model.buffers, model.path)
     rescale(foreign)
     return foreign
 
 
 def second_classifier(
-    spec: str,
+    spec: str | nn.Module,
     model: Model,
     option: str,
     target: str | None = None,

@@ -1,5 +1,7 @@
 """What explaining an image found: its numbers, the doubts they raise, its pictures and files."""
 
+import base64
+import html
 import json
 import platform
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cxr import __version__, attribution, film, metrics
@@ -54,7 +57,7 @@ class Traversal:
         return self.inversion.reconstructions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation(Traversal):
     """What `explain` found: the path, the heat maps and the numbers."""
 
@@ -65,6 +68,29 @@ class Explanation(Traversal):
     def warnings(self) -> list[str]:
         """Lines that say where the explanation cannot be believed."""
         return self.numbers["warnings"]
+
+    def __repr__(self) -> str:
+        n, diseased = self.numbers, self.classes[1]
+        flips = "the verdict flips" if n["counterfactual"]["flipped_overlaid"] else "no flip"
+        turned, ssim = n["counterfactual"]["probability_overlaid"], n["reconstruction"]["ssim"]
+        lines = (
+            f"{n['image'] or 'image'}: {diseased} {n['original']['probability']:.2f}",
+            f"counterfactual {turned:.2f} ({flips}), SSIM of the reconstruction {ssim:.2f}",
+            f"warnings: {'; '.join(self.warnings) or 'none'}",
+        )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The panel and the numbers, for a notebook."""
+        shown = base64.b64encode(film.png(self.panel())).decode()
+        return (
+            f"<pre>{html.escape(repr(self))}</pre>"
+            f'<img style="max-width: 100%" alt="panel" src="data:image/png;base64,{shown}">'
+        )
+
+    def show(self) -> None:
+        """Open the panel in the system's image viewer."""
+        Image.fromarray(self.panel()).show()
 
     def write(self, folder: str | Path) -> None:
         """Write the explanation folder: GIF, panel, CSV, JSON and safetensors. A folder that is

@@ -239,7 +239,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 def write_png(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 [H, W] or [H, W, 3] as PNG, whole or not at all. Raises CxrError."""
     with replacing(path) as temporary:
-        temporary.write_bytes(imageio.imwrite("<bytes>", image, extension=".png"))
+        temporary.write_bytes(png(image))
+
+
+def png(image: np.ndarray) -> bytes:
+    """uint8 [H, W] or [H, W, 3] as the bytes of a PNG file."""
+    return imageio.imwrite("<bytes>", image, extension=".png")
 
 
 def write_gif(path: str | Path, frames: Sequence[np.ndarray], seconds: float) -> None:

@@ -54,6 +54,16 @@ def _read_stored(path: Path) -> tuple[np.ndarray, float, float]:
         return pixels, 0, 255
     if _is_dicom(path):
         return pixels, 0, 1
+    return _contrast(pixels)
+
+
+def unit(pixels: np.ndarray) -> np.ndarray:
+    """An array [H, W] as `read` gives a picture of its pixels: float32 in [0, 1]."""
+    return _unit(pixels, *((0, 255) if pixels.dtype == np.uint8 else _contrast(pixels)[1:]))
+
+
+def _contrast(pixels: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Pixels deeper than 8 bits, and their values of black and of white."""
     if pixels.dtype != np.uint16:
         return pixels, *_range(pixels)
     counts = dicom.histogram(pixels, 2**16)

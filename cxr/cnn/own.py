@@ -4,6 +4,7 @@ Whatever the user's code raises or prints is shown as its own, with the line of 
 is never read.
 """
 
+import copy
 import importlib.util
 import re
 import sys
@@ -60,6 +61,18 @@ def load(
             )
         whole = wrap(settle(module), size, target, given)
         return Own(whole, file, spec).to(device).requires_grad_(False)
+
+
+def of_module(module: nn.Module, device: str | torch.device) -> "Own":
+    """A copy of a module in eval mode, asked as a file's is."""
+    name = name_of(module)
+    copied = settle(copy.deepcopy(module))
+    return Own(copied, Path(name), name).to(device).requires_grad_(False)
+
+
+def name_of(module: nn.Module) -> str:
+    """The class of the user's own module, within what `adapt` put around it."""
+    return type(module.module if isinstance(module, Adapted) else module).__name__
 
 
 def split(spec: str) -> tuple[Path, str]:

@@ -1,0 +1,60 @@
+"""Explain many images: each result is written and told when it is there, and none ends the others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cxr import UsageError, console, explain
+from cxr.checkpoints import Model
+from cxr.data.folders import names_apart
+from cxr.options import reason
+
+
+def explain_all(
+    paths: Sequence[Path],
+    model: Model,
+    out: str | Path,
+    stopped: Sequence[int],
+    quiet: bool,
+    **options,
+) -> list[dict]:
+    """Explain images into a folder each, below `out`, until `stopped` holds a signal.
+
+    quiet: print no table. Returns the numbers of each image in turn; those of one that failed hold
+    its "image" and its "error".
+    """
+    results = []
+    bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
+    with bars as bar:
+        for path, name in zip(paths, names_apart(paths)):
+            folder, numbers = Path(out) / name, {}
+            try:
+                explanation = explain.explain(path, model, **options)
+                numbers = explanation.numbers
+                replaced = folder.exists()
+                explanation.write(folder)
+            except UsageError:
+                raise  # the other images would say the same
+            except Exception as error:  # noqa: BLE001 - the other images are still explained
+                why = reason(error).removeprefix(f"{path}: ")
+                console.say(f"error: {path}: {why}")
+                numbers = {**numbers, "image": str(path), "error": why}
+            else:
+                console.explained(path, folder, numbers, replaced, quiet)
+            results.append(numbers)
+            bar.advance()
+            if stopped:
+                break
+    return results
+
+
+def conclude(results: Sequence[dict], count: int, stopped: Sequence[int]) -> int:
+    """Say how many of `count` images were explained and which failed; returns the exit status."""
+    failed = [numbers for numbers in results if "error" in numbers]
+    if failed and count > 1:
+        names = ", ".join(f"{Path(n['image']).name} ({n['error']})" for n in failed)
+        done = f"{len(results) - len(failed)} of {count} explained"
+        console.say(f"{done}; {len(failed)} failed: {names}")
+    if stopped:
+        console.say(f"interrupted: {len(results)} of {count} images were done")
+        return 128 + stopped[0]
+    return 1 if failed else 0

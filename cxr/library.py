@@ -1,0 +1,125 @@
+"""cxrgan from Python: `import cxrgan`, then `cxrgan.explain(image, classifier=my_module)`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cxr import CxrError, UsageError, images, sampling
+from cxr import explain as explainer
+from cxr.checkpoints import Model, load_model
+from cxr.cnn.adapter import IMAGENET, Adapted, adapt
+from cxr.explanation import Explanation
+
+__all__ = ["IMAGENET", "Explanation", "adapt", "explain", "load_model", "sample"]
+
+OneImage: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+ADAPTS = ("size", "channels", "mean", "std", "value_range", "output", "target", "classes")
+
+
+def explain(
+    image: OneImage | Sequence[OneImage],
+    model: str | Path | Model | None = None,
+    *,
+    classifier: nn.Module | str | None = None,
+    **options,
+) -> Explanation | list[Explanation]:
+    """Explain what a classifier sees in an X-ray, or in each of several.
+
+    Parameters
+    ----------
+    image : a file; a PIL image; an array or a tensor of greys or colours, [H, W], [H, W, 3] or
+        [1, H, W], uint8 or floats in [0, 1] (in [-1, 1] if any is negative); or a list or a batch
+        [N, ...] of them
+    model : a model file, a shipped model's name, or a `Model`; by default `pneumonia`
+    classifier : your CNN, a module or `FILE.py:FUNCTION`; by default the model's own. A module is
+        copied and put into eval mode
+    options : those of `adapt` (size, channels, mean, std, value_range, output, target, classes)
+        say what your module takes and answers; those of `cxr.explain.explain` (frames, restarts,
+        refine, seed, device) how it is explained
+
+    Returns an `Explanation`, or a list of them for a list or a batch. Raises CxrError, UsageError.
+    """
+    wraps = {name: options.pop(name) for name in ADAPTS if name in options}
+    if isinstance(classifier, nn.Module):
+        if wraps and isinstance(classifier, Adapted):
+            raise UsageError("the module is adapted already: say it all in one adapt()")
+        classifier = adapt(classifier, **wraps) if wraps else classifier
+    elif wraps.keys() - {"target"}:
+        raise UsageError(f"{', '.join(wraps)}: only for a classifier that is a torch.nn.Module")
+    elif wraps:
+        options |= wraps
+    loaded = explainer.load_explainer(
+        model, classifier, options.pop("device", "auto"), options.pop("target", None)
+    )
+    several = isinstance(image, list | tuple) or _is_batch(image)
+    found = [
+        explainer.explain(_picture(one), loaded, **options)
+        for one in (image if several else [image])
+    ]
+    return found if several else found[0]
+
+
+@torch.no_grad()
+def sample(model: str | Path | Model | None = None, n: int = 8, seed: int = 0) -> np.ndarray:
+    """Random lungs, each from healthy to diseased: uint8 [n, doses, R, R]. Raises CxrError."""
+    loaded = model if isinstance(model, Model) else load_model(model or explainer.default_model())
+    return sampling.lungs(loaded.generator, n, seed)
+
+
+def _is_batch(image: object) -> bool:
+    """Whether an array or a tensor holds several images."""
+    if not isinstance(image, np.ndarray | Tensor):
+        return False
+    colour = image.ndim > 2 and (image.shape[-1] in (3, 4) or image.shape[-3] in (1, 3))
+    return image.ndim == 4 or (image.ndim == 3 and not colour)
+
+
+def _picture(image: OneImage) -> str | Path | np.ndarray:
+    """A file as it is; anything else as grey uint8 [H, W]."""
+    if isinstance(image, str | Path):
+        return image
+    if isinstance(image, Image.Image):
+        return (
+            np.asarray(image.convert("L")) if image.mode in ("1", "P") else _grey(np.asarray(image))
+        )
+    if isinstance(image, Tensor):
+        image = (
+            image.detach().cpu().float().numpy()
+            if image.is_floating_point()
+            else image.cpu().numpy()
+        )
+    if not isinstance(image, np.ndarray):
+        raise UsageError(
+            f"an image is a file, a PIL image, an array or a tensor, not {type(image).__name__}"
+        )
+    return _grey(image)
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """[H, W], [1 or 3, H, W] or [H, W, 3 or 4] of uint8, uint16 or floats, as uint8 [H, W]."""
+    if pixels.ndim == 4 and len(pixels) == 1:
+        pixels = pixels[0]
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4):
+        luma = pixels[..., :3] @ images.LUMA if pixels.shape[-1] > 1 else pixels[..., 0]
+        pixels = luma.round().astype(pixels.dtype) if pixels.dtype.kind == "u" else luma
+    if pixels.ndim != 2:
+        raise UsageError(f"an image is [H, W], [H, W, 3] or [1, H, W], not {list(pixels.shape)}")
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not np.isfinite(pixels).all():
+        raise CxrError("the image contains NaN or infinite values")
+    if pixels.dtype.kind != "f":
+        return np.uint8(np.rint(255 * images.unit(pixels)))
+    low, high = float(pixels.min()), float(pixels.max())
+    if not -1.001 <= low <= high <= 1.001:
+        raise UsageError(
+            f"the image has values from {low:g} to {high:g}: give floats in [0, 1], or uint8"
+        )
+    return np.uint8(np.rint(255 * ((pixels + 1) / 2 if low < 0 else pixels).clip(0, 1)))

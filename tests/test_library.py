@@ -1,0 +1,120 @@
+"""cxrgan from Python."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cxrgan
+from cxr import CxrError, UsageError
+
+QUICK = {"frames": 2, "restarts": 1, "refine": 0}
+
+
+class Bright(torch.nn.Module):
+    """Several classes from colour pictures of any size: which is brightest on the right?"""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([-3.0, 4.0, 0.0]))
+
+    def forward(self, x):
+        assert not self.training and x.shape[1:] == (3, 48, 48)
+        return x[..., 24:].mean((1, 2, 3))[:, None] * self.scale
+
+
+def explain(image, model_file, **options):
+    return cxrgan.explain(image, str(model_file), **QUICK, **options)
+
+
+@pytest.fixture(scope="module")
+def grey():
+    return np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+
+
+FORMS = {
+    "uint8": lambda g: g,
+    "colour": lambda g: np.stack([g] * 3, -1),
+    "RGBA": lambda g: np.stack([g] * 4, -1),
+    "floats": lambda g: g / 255,
+    "floats from -1": lambda g: g / 127.5 - 1,
+    "PIL": Image.fromarray,
+    "PIL in colour": lambda g: Image.fromarray(g).convert("RGB"),
+    "tensor [1, H, W]": lambda g: torch.from_numpy(g / np.float32(255))[None],
+    "tensor [3, H, W]": lambda g: torch.from_numpy(np.stack([g] * 3) / np.float32(127.5) - 1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_an_image_is_the_same_image(grey, model_file, form):
+    given, file = explain(FORMS[form](grey), model_file), explain(grey, model_file)
+    assert (given.image - file.image).abs().max() < 0.02
+
+
+def test_deep_pixels_get_the_contrast_of_a_file(grey, model_file, tmp_path):
+    deep = grey.astype(np.uint16) * 8
+    Image.fromarray(deep).save(tmp_path / "x.png")
+    given, file = explain(deep, model_file), explain(tmp_path / "x.png", model_file)
+    assert (given.image - file.image).abs().max() < 0.02
+    assert file.numbers["image"].endswith("x.png")
+
+
+@pytest.mark.parametrize("several", ["list", "array", "tensor"])
+def test_several_images_give_a_list(grey, model_file, several):
+    forms = {"list": [grey, grey], "array": np.stack([grey, grey])}
+    forms["tensor"] = torch.from_numpy(forms["array"] / 255)[:, None]
+    found = explain(forms[several], model_file)
+    assert len(found) == 2 and torch.equal(found[0].image, found[1].image)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((40, 40), np.nan), "NaN"),
+        (np.linspace(0, 4000, 1600).reshape(40, 40), "values from 0 to 4000"),
+        (np.zeros((2, 3, 4, 5, 6), np.uint8), "not .2, 3, 4, 5, 6."),
+        ({"image": 1}, "not dict"),
+        ("nowhere.png", "no such file"),
+    ],
+)
+def test_what_is_no_image_is_said(image, message, model_file):
+    with pytest.raises(CxrError, match=message):
+        explain(image, model_file)
+
+
+def test_a_module_of_ones_own_is_explained_for_one_of_its_classes(grey, model_file):
+    module = Bright().train()
+    options = {"classifier": module, "size": 48, "channels": 3, "output": "logits"}
+    found = explain(grey, model_file, **options, target=1)
+    x = torch.nn.functional.interpolate(found.image, (48, 48), mode="bilinear", antialias=True)
+    shown = ((x + 1) / 2)[..., 24:].mean() * torch.tensor([-3.0, 4.0, 0.0])
+    expected = shown[1] - shown[[0, 2]].logsumexp(0)
+    assert found.logit.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert found.numbers["classifier"] == "Bright"
+    assert module.training and module.scale.requires_grad  # the user's own is as it was
+    with pytest.raises(CxrError, match="gives 3 answers"):
+        explain(grey, model_file, **options)
+    with pytest.raises(UsageError, match="only for a classifier that is a torch.nn.Module"):
+        explain(grey, model_file, size=48)
+
+
+def test_an_explanation_shows_itself(grey, model_file):
+    found = explain(grey, model_file)
+    assert len(repr(found).splitlines()) == 3 and "SICK 0." in repr(found)
+    html = found._repr_html_()
+    assert "data:image/png;base64," in html and "SICK 0." in html
+
+
+def test_random_lungs_are_drawn(model_file):
+    assert cxrgan.sample(str(model_file), 3).shape == (3, 5, 32, 32)
+
+
+def test_the_front_door_imports_nothing_heavy():
+    code = "import sys, cxrgan; assert 'torch' not in sys.modules; print(cxrgan.explain.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "cxr.library"
+    with pytest.raises(AttributeError):
+        _ = cxrgan.nothing
