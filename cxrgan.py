@@ -206,7 +206,9 @@ def explain_command(
     """
     from cxr import batch, console
     from cxr import explain as explainer
+    from cxr.device import share_cores
 
+    share_cores()
     loaded = explainer.load_explainer(model, classifier, device, target, classifier_input)
     paths, status = gather(images or [explainer.sample_image(model)])
     with stopping() as stopped:
