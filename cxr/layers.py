@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from cxr import ops
 
 
+def normal(*shape: int, over: float = 1.0) -> Tensor:
+    """Normal numbers, divided by `over`. On the meta device nothing is computed: torch would need a
+    second to import what arithmetic without numbers takes."""
+    x = torch.empty(*shape)
+    return x if x.is_meta else x.normal_() / over
+
+
 class GroupNorm(nn.GroupNorm):
     """Group normalisation (Wu & He 2018) in 8 groups. On CPUs it has its own backward pass, which
     can be differentiated once only: torch's takes up to ten times as long for channels_last."""
@@ -63,7 +70,7 @@ class EqualLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bias: float | None = 0.0, rate: float = 1.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.weight = nn.Parameter(normal(outputs, inputs, over=rate))
         self.bias = None if bias is None else nn.Parameter(torch.full((outputs,), bias / rate))
         self.scale, self.rate = rate / math.sqrt(inputs), rate
 
@@ -77,7 +84,7 @@ class EqualConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int):
         super().__init__()
-        raw = torch.randn(outputs, inputs, kernel, kernel)
+        raw = normal(outputs, inputs, kernel, kernel)
         self.raw = nn.Parameter(raw.to(memory_format=torch.channels_last))
         self.scale = 1 / math.sqrt(inputs * kernel * kernel)
 
@@ -118,7 +125,7 @@ class Structures(nn.Module):
     def __init__(self, z1: int, layers: int, w: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(layers, w))
-        self.register_buffer("components", torch.randn(z1, layers, w) / math.sqrt(z1))
+        self.register_buffer("components", normal(z1, layers, w, over=math.sqrt(z1)))
 
     def forward(self, z1: Tensor) -> Tensor:
         return self.mean + torch.tensordot(z1, self.components, 1)  # [N, layers, w]
@@ -161,7 +168,7 @@ class ModulatedLayer(nn.Module):
         self.strength = nn.Parameter(torch.zeros(()))  # of the noise, which training may raise
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.image_style = Style(w, outputs) if end else None
-        self.image_weight = nn.Parameter(torch.randn(outputs)) if end else None
+        self.image_weight = nn.Parameter(normal(outputs)) if end else None
         self.up = up
 
     def forward(self, x, s, s_next, eps, w1, w2) -> tuple[Tensor | None, Tensor | None]:

@@ -22,6 +22,7 @@ from cxr.layers import (
     ModulatedLayer,
     Structures,
     Trunk,
+    normal,
 )
 
 
@@ -115,7 +116,7 @@ class Generator(nn.Module):
         self.config = config
         self.structure = Structures(config.z1, config.layers, config.w)
         self.disease = Mapping(config.z2, config.w)
-        self.const = nn.Parameter(torch.randn(1, config.channels[0], 4, 4))
+        self.const = nn.Parameter(normal(1, config.channels[0], 4, 4))
         self.layers, inputs = nn.ModuleList(), config.channels[0]
         for block, outputs in enumerate(config.channels):
             convs = config.convs if block else 1
