@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cxr import CxrError, UsageError, attribution, images, inversion
 from cxr.checkpoints import Model, load_classifier, load_model, shipped, weights_folder
 from cxr.classifier import to_tensor
+from cxr.cnn.fingerprint import fingerprint, same
 from cxr.cnn.own import name_of
 from cxr.device import prepare as prepare_device
 from cxr.explanation import Explanation, Traversal, doubts, measure
@@ -164,13 +165,13 @@ def with_classifier(
 ) -> Model:
     """The model with the classifier of `spec`, as `load_classifier` takes it, in its own's place.
 
-    A model file does not keep a CNN of the user's own that the GAN was trained with. For such a
-    model the given CNN counts as the model's own. Raises UsageError for a classifier of another
-    size or other classes.
+    A model file does not keep a CNN of the user's own that the GAN was trained with, but its
+    fingerprint. A CNN with the GAN's fingerprint, or for a GAN of an older cxrgan any CNN, counts
+    as the model's own. Raises UsageError for a classifier of another size or other classes.
     """
     other = second_classifier(spec, model, "--classifier", target, classifier_input)
     networks = model.networks | {"classifier": other.classifier}
-    if "classifier" not in model.networks:
+    if is_own(model, other.classifier):
         return Model(networks, model.info, model.buffers, model.path)
     named = spec if isinstance(spec, str) else name_of(spec)
     about = {
@@ -180,6 +181,15 @@ def with_classifier(
     foreign = Model(networks, model.info | about, model.buffers, model.path)
     rescale(foreign)
     return foreign
+
+
+def is_own(model: Model, network: nn.Module) -> bool:
+    """Whether a CNN is, as far as can be told, the one that the GAN of a model was trained for."""
+    known, size = model.info.get("fingerprint"), model.info["size"]
+    if known is None and "classifier" not in model.networks:
+        return True
+    known = known or fingerprint(model.classifier, size, model.device)
+    return same(known, fingerprint(network, size, model.device))
 
 
 def second_classifier(

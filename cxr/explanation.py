@@ -20,6 +20,13 @@ from cxr.inversion import Codes, Inversion
 from cxr.overlay import Overlay
 
 REJECTED = 0.1  # gap in probability above which a reconstruction does not stand for its image
+TITLES = {
+    "latent_ig": "latent IG",
+    "difference": "difference",
+    "gradient": "gradient",
+    "integrated_gradients": "integrated gradients",
+    "grad_cam": "Grad-CAM",
+}
 CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
 
 
@@ -144,7 +151,7 @@ class Explanation(Traversal):
         tiles = [(f"{name}\nP {p:.2f}", to_uint8(x), None, False) for name, p, x in pictures]
         signed = {"difference", "latent_ig", "gradient", "integrated_gradients"}
         for name in self.maps:
-            tiles.append((name.replace("_", " "), image, self.drawn(name), name in signed))
+            tiles.append((TITLES[name], image, self.drawn(name), name in signed))
         caption = (
             f"{self.classes[1]} as this classifier sees it. "
             f"SSIM of the reconstruction {n['reconstruction']['ssim']:.2f}, "
@@ -269,12 +276,12 @@ def rejections(numbers: dict, model: Model) -> list[str]:
     limit = model.info["thresholds"].get("ssim", -1.0)
     if n["probability_gap"] > REJECTED:
         lines.append(
-            f"the reconstruction does not stand for the image: the classifier gives it "
+            f"the reconstruction is too far from the image: the classifier gives it "
             f"{n['probability']:.2f}, the image {numbers['original']['probability']:.2f}"
         )
     if n["ssim_encoder"] < limit:
         lines.append(
-            "the reconstruction does not stand for the image: the encoder's SSIM is "
+            "the reconstruction is too far from the image: the encoder's SSIM is "
             f"{n['ssim_encoder']:.2f}, under validation's {limit:.2f}"
         )
     return lines
@@ -291,7 +298,10 @@ def doubts(numbers: dict, model: Model) -> list[str]:
     elif not numbers["counterfactual"]["flipped_overlaid"]:
         lines.append("the overlay does not change the classifier's verdict")
     if "foreign" in model.info:
-        lines.append("another classifier than the GAN's is explained: the dose axis is the GAN's")
+        lines.append(
+            "another classifier than the one that the GAN was trained for is explained: the dose "
+            "axis is the GAN's"
+        )
     return lines
 
 

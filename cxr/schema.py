@@ -60,6 +60,12 @@ def check_info(info: dict) -> None:
     _need(_depth(info) <= 12, "metadata", "less deep")
     for name, value in info["thresholds"].items():
         _need(_is_number(value), f"thresholds.{name}", "a number")
+    if "fingerprint" in info:
+        told = info["fingerprint"]
+        answers = told.get("answers") if isinstance(told, dict) else None
+        sound = isinstance(answers, list) and len(answers) == 4 and all(map(_is_number, answers))
+        sound = sound and isinstance(told.get("weights"), str)
+        _need(sound, "fingerprint", "a text `weights` and four numbers `answers`")
     _need(type(info.get("fold", 0)) is int and 0 <= info.get("fold", 0) < 10, "fold", "0 to 9")
     _need(isinstance(info.get("split", ""), str), "split", "a text")
     logits = info.get("logits", [0, 1])

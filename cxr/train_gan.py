@@ -25,6 +25,7 @@ from cxr import (
 )
 from cxr.checkpoints import Model, load_classifier, start_from
 from cxr.classifier import predict, to_tensor
+from cxr.cnn.fingerprint import fingerprint
 from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset
 from cxr.device import half_precision, prepare, rng
@@ -70,6 +71,7 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
         raise UsageError(f"--batch {config.batch}: a multiple of {16 * world.size} is needed here")
     asked = config.classifier, PRESETS[config.preset].size, device
     model = load_classifier(*asked, config.target, config.classifier_input)
+    model.info["fingerprint"] = fingerprint(model.classifier, asked[1], device)
     data = open_data(config, model)
     if "mean_image" not in model.buffers:  # a user's own classifier comes without
         mean = classifier.mean_image(data)

@@ -20,6 +20,7 @@ from cxr import (
     inversion,
     losses,
 )
+from cxr.cnn.fingerprint import fingerprint
 
 QUICK = {"frames": 5, "restarts": 2, "refine": 3, "device": "cpu"}
 
@@ -224,6 +225,18 @@ def test_a_classifier_that_the_model_was_trained_with_but_does_not_keep_is_its_o
     bare = checkpoints.Model(networks, dict(model.info), model.buffers)
     loaded = explain.load_explainer(bare, f"{own_classifier}:bright", "cpu")
     assert "foreign" not in loaded.info and loaded.info["logits"] == model.info["logits"]
+    own = checkpoints.load_classifier(f"{own_classifier}:bright", 32).classifier
+    for network, foreign in ((own, False), (model.classifier, True)):
+        bare.info["fingerprint"] = fingerprint(network, 32)
+        loaded = explain.load_explainer(bare, f"{own_classifier}:bright", "cpu")
+        assert ("foreign" in loaded.info) is foreign
+
+
+def test_the_models_own_classifier_is_recognised(model_file, classifier_file, model):
+    file = explain.load_explainer(model_file, str(classifier_file), "cpu")
+    module = explain.load_explainer(model_file, model.classifier, "cpu")
+    for loaded in (file, module):
+        assert "foreign" not in loaded.info
 
 
 def test_the_dose_runs_between_the_logits_of_another_classifier(bright):

@@ -114,7 +114,7 @@ def _open_data(model: Model, data: str | Path, options: Options) -> Dataset:
         raise UsageError(
             f"{data} holds {' and '.join(dataset.classes)}, the model tells "
             f"{' from '.join(info['classes'])}: if they mean the same, name the healthy class "
-            "with --negative"
+            "with --negative; with --positive, too, other classes are left out"
         )
     return dataset
 

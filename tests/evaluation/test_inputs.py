@@ -1,8 +1,11 @@
 """What an evaluation takes, and what it refuses."""
 
+import copy
+
 import pytest
 
 from cxr import CxrError, UsageError, datasets
+from cxr.checkpoints import Model
 from cxr.data.patients import SPLITS, split_of
 from cxr.evaluation import evaluate, inputs
 from cxr.files import locked
@@ -19,7 +22,10 @@ def test_an_oracle_that_cannot_judge_is_refused(model, model_file, saved, xrays,
     other = saved(model, tmp_path / "classes", classes=["NORMAL", "COVID"])
     with pytest.raises(UsageError, match="tells NORMAL from COVID"):
         evaluate.evaluate(model_file, xrays, oracle=str(other))
-    other = saved(model, tmp_path / "fold", fold=4)
+    network = copy.deepcopy(model.classifier)
+    network.head.bias += 1
+    apart = Model({"classifier": network}, model.info, model.buffers)
+    other = saved(apart, tmp_path / "fold", fold=4)
     for option in ("oracle", "classifier"):
         with pytest.raises(UsageError, match=f"--{option} was tested on fold 4, the model on 0"):
             evaluate.evaluate(model_file, xrays, **{option: str(other)})
