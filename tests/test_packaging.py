@@ -70,6 +70,7 @@ def test_only_cxr_and_cxrgan_reach_site_packages(wheel):
 def test_every_module_weight_and_kernel_is_in_the_wheel(wheel, source):
     patterns = (
         "cxr/**/*.py",
+        "cxr/py.typed",
         "weights/*.safetensors",
         "weights/*.md",
         "weights/discriminators/*",

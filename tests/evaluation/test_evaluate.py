@@ -95,6 +95,7 @@ def test_without_matplotlib_the_numbers_are_written_alone(
     evaluate.evaluate(classifier_file, xrays, "val", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "cases.jsonl",
+        "run.lock",
         "evaluation.json",
         "evaluation.md",
     }
