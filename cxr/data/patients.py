@@ -27,6 +27,7 @@ class PublicSet(NamedTuple):
     example: str
     patient: str
     mark: str | None = None
+    holds: str = "patient"  # what the names tell apart
 
 
 KERMANY = r"(?:^|/)(?:person\d+_(?:bacteria|virus)_|NORMAL2-IM-\d)"
@@ -53,13 +54,13 @@ PUBLIC_SETS = (
 )  # fmt: skip
 LATE_SETS = (  # after Cohen's, whose own names may look like these
     PublicSet("RSNA", "RSNA:", rf"(?:^|/)({UUID})\.", "00436515-870c-4b36-a041-de91049b9ab4.dcm",
-              "RSNA:00436515-870c-4b36-a041-de91049b9ab4"),
+              "RSNA:00436515-870c-4b36-a041-de91049b9ab4", None, "image"),
     PublicSet("VinDr", "VinDr:", r"(?:^|/)([0-9a-f]{32})\.",
               "train/000434271f63a053c4128a0ba6352c7f.dicom",
-              "VinDr:000434271f63a053c4128a0ba6352c7f"),
+              "VinDr:000434271f63a053c4128a0ba6352c7f", None, "image"),
     PublicSet("PadChest", "PadChest:", r"(?:^|/)(\d{36,46})_[\w-]+\.",
               "216840111366964012819207061112010307142602253_04-014-084.png",
-              "PadChest:216840111366964012819207061112010307142602253"),
+              "PadChest:216840111366964012819207061112010307142602253", None, "study"),
 )  # fmt: skip
 
 # Names that say patient by themselves, in any collection; with the folders above, since two
@@ -237,6 +238,12 @@ def _warn(names: Sequence[str], told: Sequence[Told], patients: Counter) -> None
             f"{alone:,} images count as a patient each; if a patient has several, say so by "
             "--patient-column or --patient-pattern, or all figures will be too good"
         )
+    for public in LATE_SETS:
+        if count := sum(t.rule == f"the names of {public.name}" for t in told):
+            console.warn(
+                f"the names of {public.name} tell apart the {public.holds}, not the patient: {count:,} "
+                "images; if its table has the patient, take that"
+            )
     patient, count = patients.most_common(1)[0]
     if count > 10 and count > len(told) / 10:
         console.warn(

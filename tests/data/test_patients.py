@@ -126,6 +126,12 @@ def test_how_patients_were_told_is_said_with_an_example(capsys):
     )
 
 
+@pytest.mark.parametrize("public", [pytest.param(s, id=s.name) for s in LATE_SETS])
+def test_names_that_hold_no_patient_are_warned_of(public, capsys):
+    told_so = said(capsys, [public.example])
+    assert f"tell apart the {public.holds}, not the patient: 1 images" in told_so
+
+
 def test_what_looks_wrong_is_warned_of(capsys):
     assert "2 images count as a patient each" in said(capsys, ["a.png", "b.png"])
     names = [f"x{n}/a.png" for n in range(30)]
