@@ -52,7 +52,7 @@ PUBLIC_SETS = (
     PublicSet("NIH", "NIH:", r"(?:^|/)(?=000[0-3]\d{4}_\d{3}\.)0+(\d+)_", "00001280_004.png",
               "NIH:1280"),
 )  # fmt: skip
-LATE_SETS = (  # after Cohen's, whose own names may look like these
+LATE_SETS = (  # whose names hold no patient: they are asked after the DICOM header
     PublicSet("RSNA", "RSNA:", rf"(?:^|/)({UUID})\.", "00436515-870c-4b36-a041-de91049b9ab4.dcm",
               "RSNA:00436515-870c-4b36-a041-de91049b9ab4", None, "image"),
     PublicSet("VinDr", "VinDr:", r"(?:^|/)([0-9a-f]{32})\.",
@@ -126,8 +126,13 @@ def tell_patients(
     unknown = [place for place, found in enumerate(told) if found is None]
     with console.progress("headers", len(unknown), quiet=len(unknown) < 1000) as bar:
         for place in unknown:
-            if patient := header(place):
-                told[place] = Told(f"DICOM:{patient}", "DICOM's PatientID")
+            patient = header(place)
+            late = (rule(names[place], paths[place]) for rule in map(_set_rule, LATE_SETS))
+            told[place] = (
+                Told(f"DICOM:{patient}", "DICOM's PatientID")
+                if patient
+                else next(filter(None, late), None)
+            )
             bar.advance()
     stems = Counter(_stem(name) for name in names)
     return [
@@ -143,7 +148,7 @@ def tell_patients(
 def _rules(names: Sequence[str], paths: Sequence[str]) -> list[Rule]:
     """What tells a patient from a name and a path of these data, in the order of asking."""
     early = [_set_rule(s) for s in PUBLIC_SETS if _is_there(s, names)]
-    return [*early, _cohen_rule(paths), *map(_set_rule, LATE_SETS), _speaking]
+    return [*early, _cohen_rule(paths), _speaking]
 
 
 def _is_there(public: PublicSet, names: Sequence[str]) -> bool:

@@ -168,3 +168,8 @@ def test_pictures_in_two_classes_or_splits_are_warned_of(tmp_path, capsys):
     )
     open_dataset(tmp_path, 16)
     assert "1 identical pictures stand in two classes" in capsys.readouterr().err
+
+
+def test_a_dicom_header_goes_before_a_name_that_holds_an_image(capsys):
+    names = [s.example for s in LATE_SETS if s.holds == "image"]
+    assert told(names, header=lambda place: "7") == ["DICOM:7", "DICOM:7"]
