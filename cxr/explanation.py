@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cxr import __version__, attribution, film, metrics
+from cxr import __version__, attribution, film, metrics, report
 from cxr.checkpoints import Model, save
 from cxr.classifier import likeness, to_uint8
 from cxr.files import replacing_folder, write_text
@@ -20,13 +20,6 @@ from cxr.inversion import Codes, Inversion
 from cxr.overlay import Overlay
 
 REJECTED = 0.1  # gap in probability above which a reconstruction does not stand for its image
-TITLES = {
-    "latent_ig": "latent IG",
-    "difference": "difference",
-    "gradient": "gradient",
-    "integrated_gradients": "integrated gradients",
-    "grad_cam": "Grad-CAM",
-}
 CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
 
 
@@ -100,7 +93,7 @@ class Explanation(Traversal):
         Image.fromarray(self.panel()).show()
 
     def write(self, folder: str | Path) -> None:
-        """Write the explanation folder: GIF, panel, CSV, JSON and safetensors. A folder that is
+        """Write the explanation folder: page, GIF, panel, CSV, JSON and safetensors. A folder that is
         there is replaced whole, once all is written. Raises CxrError."""
         with replacing_folder(folder) as draft:
             self._write_files(draft)
@@ -112,6 +105,7 @@ class Explanation(Traversal):
         rows = zip(*(self.numbers[key] for key in columns))
         lines = [",".join(columns)] + [f"{d:.4f},{z:.4f},{p:.6f},{o:.6f}" for d, z, p, o in rows]
         write_text(folder / "response.csv", "\n".join(lines) + "\n")
+        write_text(folder / "index.html", report.page(self))
         write_text(folder / "explanation.json", json.dumps(self.numbers, indent=1) + "\n")
         noise = {f"noise.{i}": eps for i, eps in enumerate(self.codes.noise)}
         tensors = {"w1": self.codes.w1, "z2": self.codes.z2, "detail": self.codes.detail}
@@ -151,7 +145,7 @@ class Explanation(Traversal):
         tiles = [(f"{name}\nP {p:.2f}", to_uint8(x), None, False) for name, p, x in pictures]
         signed = {"difference", "latent_ig", "gradient", "integrated_gradients"}
         for name in self.maps:
-            tiles.append((TITLES[name], image, self.drawn(name), name in signed))
+            tiles.append((film.TITLES[name], image, self.drawn(name), name in signed))
         caption = (
             f"{self.classes[1]} as this classifier sees it. "
             f"SSIM of the reconstruction {n['reconstruction']['ssim']:.2f}, "

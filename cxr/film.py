@@ -23,6 +23,13 @@ GLOW = (255, 214, 64)
 SIDE, GAP, LINE = 256, 16, 24  # of a panel: a tile, the space around it, a line of text
 FILM = ("as the GAN draws it", "the original, changed where needed")
 FOOTER = "research only, no diagnosis"
+TITLES = {
+    "latent_ig": "latent IG",
+    "difference": "difference",
+    "gradient": "gradient",
+    "integrated_gradients": "integrated gradients",
+    "grad_cam": "Grad-CAM",
+}
 
 Colour = tuple[int, int, int]
 Tile = tuple[str, np.ndarray, np.ndarray | None, bool]

@@ -1,0 +1,108 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const by = (id) => document.getElementById(id);
+const state = { frame: data.start, blink: false };
+const percent = (p) => p.toFixed(2);
+
+function image(source) {
+  return new Promise((done) => { const i = new Image(); i.onload = () => done(i); i.src = source; });
+}
+
+function draw(canvas, strip, frame) {
+  canvas.width = canvas.height = data.size;
+  canvas.getContext("2d").drawImage(strip, frame * data.size, 0, data.size, data.size, 0, 0, data.size, data.size);
+}
+
+function text(id, words) { by(id).textContent = words; }
+
+function svg(name, attributes, words) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const key in attributes) node.setAttribute(key, attributes[key]);
+  if (words !== undefined) node.textContent = words;
+  return node;
+}
+
+const place = (dose, p) => [40 + dose * 585, 195 - p * 180];
+
+function curve() {
+  const plot = by("curve");
+  for (const p of [0, 0.5, 1]) {
+    const [, y] = place(0, p);
+    plot.append(svg("line", { class: "axis", x1: 40, x2: 625, y1: y, y2: y }), svg("text", { x: 8, y: y + 4 }, p));
+  }
+  plot.append(svg("text", { x: 40, y: 215 }, "healthy (0)"), svg("text", { x: 625, y: 215, "text-anchor": "end" }, "diseased (1)"));
+  for (const [name, values] of [["b", data.drawn_p], ["a", data.overlaid_p]])
+    plot.append(svg("polyline", { class: name, points: values.map((p, i) => place(data.doses[i], p).join(",")).join(" ") }));
+  plot.append(svg("line", { class: "now", id: "now", y1: 10, y2: 200 }));
+  text("curvetitle", "Probability of " + data.disease + " along the path, from " + percent(data.overlaid_p[0]) + " to " + percent(data.overlaid_p.at(-1)));
+  text("turn", data.turn === null ? "The verdict does not turn." : "The verdict turns at " + data.turn.toFixed(2) + ".");
+}
+
+function show(strips) {
+  const f = state.frame;
+  text("amount", data.doses[f].toFixed(2));
+  text("p0", percent(data.original_p)); text("p1", percent(data.drawn_p[f])); text("p2", percent(data.overlaid_p[f]));
+  draw(by("original"), strips.original, 0);
+  draw(by("drawn"), strips.drawn, f);
+  draw(by("overlaid"), strips.overlaid, f);
+  const mode = by("compare").value, context = by("overlaid").getContext("2d");
+  by("wipelabel").hidden = mode !== "wipe";
+  if (mode === "blink" && state.blink) draw(by("overlaid"), strips.original, 0);
+  if (mode === "wipe") {
+    const x = Math.round(data.size * by("wipe").value / 100);
+    if (x) context.drawImage(strips.original, 0, 0, x, data.size, 0, 0, x, data.size);
+    context.fillStyle = "#e8820c"; context.fillRect(x, 0, 1, data.size);
+  }
+  const [x] = place(data.doses[f], 0);
+  by("now").setAttribute("x1", x); by("now").setAttribute("x2", x);
+  by("dose").setAttribute("aria-valuetext", data.doses[f].toFixed(2) + ", probability " + percent(data.overlaid_p[f]));
+}
+
+function heat(strips) {
+  const n = data.size, map = data.maps[by("map").value], canvas = by("heat");
+  draw(canvas, strips.original, 0);
+  const context = canvas.getContext("2d"), pixels = context.getImageData(0, 0, n, n);
+  const helper = document.createElement("canvas");
+  helper.width = helper.height = n;
+  const pen = helper.getContext("2d");
+  pen.drawImage(strips.maps[by("map").value], 0, 0);
+  const raw = pen.getImageData(0, 0, n, n).data, cut = by("threshold").value / 100, top = by("opacity").value / 100;
+  for (let i = 0; i < n * n; i++) {
+    const value = map.signed ? (raw[4 * i] - 128) / 127 : raw[4 * i] / 255, strength = Math.abs(value);
+    const alpha = strength < cut ? 0 : top * Math.min(1, strength), colour = value < 0 ? [47, 127, 224] : [232, 130, 12];
+    for (let c = 0; c < 3; c++) pixels.data[4 * i + c] = pixels.data[4 * i + c] * (1 - alpha) + colour[c] * alpha;
+  }
+  context.putImageData(pixels, 0, 0);
+  text("cut", by("threshold").value + "%");
+  text("about", map.about);
+  text("low", map.signed ? map.low : "0"); text("high", map.high);
+  by("bar").className = map.signed ? "bar" : "bar plain";
+}
+
+async function begin() {
+  text("sentence", data.sentence); text("file", data.file);
+  for (const line of data.warnings) { const item = document.createElement("li"); item.textContent = "Warning: " + line + "."; by("warnings").append(item); }
+  for (const [name, value, about] of data.numbers) {
+    const row = document.createElement("tr");
+    for (const words of [name, value, about]) { const cell = document.createElement("td"); cell.textContent = words; row.append(cell); }
+    by("numbers").append(row);
+  }
+  data.maps.forEach((map, i) => { const option = document.createElement("option"); option.value = i; option.textContent = map.name; by("map").append(option); });
+  const strips = { original: await image(data.original), drawn: await image(data.drawn), overlaid: await image(data.overlaid), maps: await Promise.all(data.maps.map((m) => image(m.png))) };
+  if (data.spread) draw(by("spread"), await image(data.spread), 0); else by("spreadbox").hidden = true;
+  by("dose").max = data.doses.length - 1; by("dose").value = state.frame;
+  curve(); show(strips); heat(strips);
+  const to = (frame) => { state.frame = Math.max(0, Math.min(data.doses.length - 1, frame)); by("dose").value = state.frame; show(strips); };
+  by("dose").addEventListener("input", () => to(Number(by("dose").value)));
+  document.addEventListener("keydown", (event) => {
+    if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
+    if (event.key === "ArrowRight") to(state.frame + 1);
+    if (event.key === "ArrowLeft") to(state.frame - 1);
+  });
+  for (const id of ["compare", "wipe"]) by(id).addEventListener("input", () => show(strips));
+  for (const id of ["map", "opacity", "threshold"]) by(id).addEventListener("input", () => heat(strips));
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  setInterval(() => { if (by("compare").value === "blink") { state.blink = !state.blink; show(strips); } }, still ? 2000 : 600);
+  document.body.dataset.ready = "yes";
+}
+begin();

@@ -1,0 +1,150 @@
+"""The page of an explanation: one HTML file that needs no network and opens from a USB stick.
+
+Images and numbers lie in it. Its one script and its one style are named by their digests in a strict
+content security policy, and whatever comes from files is only ever shown as text.
+"""
+
+import base64
+import hashlib
+import json
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cxr import film
+from cxr.classifier import to_uint8
+
+if TYPE_CHECKING:
+    from cxr.explanation import Explanation
+
+HERE = Path(__file__).parent
+LOGITS = ("latent_ig", "integrated_gradients")  # maps whose sum is a difference of logits
+ABOUT = {
+    "latent_ig": "Read this first: how much each place adds to the answer along the path. All of "
+    "it sums to the change of the logit.",
+    "difference": "The bare change from healthy to diseased. It hardly asks the classifier.",
+    "gradient": "Where the smallest change of grey would change the answer.",
+    "integrated_gradients": "What each place adds to the answer on the way from the average image.",
+    "grad_cam": "Roughly where the last layer looked; it has no scale.",
+}
+
+
+def page(e: "Explanation") -> str:
+    """The HTML of an explanation, complete."""
+    parts = {name: (HERE / f"report.{name}").read_text() for name in ("html", "css", "js")}
+    style, script = parts["css"], parts["js"]
+    told = json.dumps(facts(e), ensure_ascii=True, allow_nan=False)
+    for sign in "<>&":  # else a name could end the element
+        told = told.replace(sign, f"\\u{ord(sign):04x}")
+    text = parts["html"].replace("$STYLE_HASH", _digest(style))
+    text = text.replace("$SCRIPT_HASH", _digest(script))
+    text = text.replace("$STYLE", style).replace("$SCRIPT", script)
+    return text.replace("$DATA", told)
+
+
+@lru_cache
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def facts(e: "Explanation") -> dict:
+    """All that the page shows, fit for JSON; pictures are data URIs of PNG files."""
+    n = e.numbers
+    return {
+        "size": e.image.shape[-1],
+        "file": Path(n["image"]).name if n["image"] else "",
+        "disease": e.classes[1],
+        "sentence": _sentence(e),
+        "warnings": e.warnings,
+        "doses": n["dose"],
+        "start": n["counterfactual"]["frame"],
+        "original_p": n["original"]["probability"],
+        "drawn_p": n["probability"],
+        "overlaid_p": n["probability_overlaid"],
+        "turn": turning(n["dose"], n["probability_overlaid"]),
+        "original": _uri(to_uint8(e.image[0, 0])),
+        "drawn": _uri(np.concatenate(list(to_uint8(e.frames[:, 0])), 1)),
+        "overlaid": _uri(np.concatenate(list(to_uint8(e.overlaid[:, 0])), 1)),
+        "maps": [_map(e, name) for name in e.maps],
+        "spread": _spread(e),
+        "numbers": _numbers(e),
+    }
+
+
+def turning(doses: list[float], probabilities: list[float]) -> float | None:
+    """The first dose at which the probability passes 0.5, None if it never does."""
+    pairs = list(zip(doses, probabilities))
+    for (a, p), (b, q) in pairwise(pairs):
+        if (p > 0.5) != (q > 0.5):
+            return a + (b - a) * (0.5 - p) / (q - p)
+    return None
+
+
+def _sentence(e: "Explanation") -> str:
+    n, disease = e.numbers, e.classes[1]
+    before, after = n["original"]["probability"], n["counterfactual"]["probability_overlaid"]
+    called = disease if e.diseased else e.classes[0]
+    change = "without what it reads as disease" if e.diseased else "with disease added to it"
+    return (
+        f"The classifier calls this image {called}: probability of {disease} {before:.2f}; the same "
+        f"image {change}: {after:.2f}."
+    )
+
+
+def _map(e: "Explanation", name: str) -> dict:
+    """A heat map as grey levels: 128 is nothing where it has signs, 0 where it has none."""
+    heat = e.drawn(name)
+    signed = bool(heat.min() < 0)
+    top = max(float(np.percentile(np.abs(heat), 99.5)), 1e-12)
+    scaled = (heat / top).clip(-1, 1)
+    levels = 128 + 127 * scaled if signed else 255 * scaled
+    unit = " logits a pixel" if name in LOGITS else " (relative)"
+    return {
+        "name": film.TITLES[name],
+        "signed": signed,
+        "low": f"less {e.classes[1]}, {-top:.2g}{unit}",
+        "high": f"more {e.classes[1]}, {top:.2g}{unit}",
+        "about": ABOUT[name],
+        "png": _uri(np.uint8(np.rint(levels))),
+    }
+
+
+def _spread(e: "Explanation") -> str | None:
+    """Where the restarts' changes disagree: their standard deviation; None for a single one."""
+    walks = e.inversion.walks
+    if len(walks) < 2:
+        return None
+    ends = e.reconstructions if e.diseased else walks[:, -1]
+    apart = (ends - walks[:, 0]).std(0, correction=0)[0]
+    return _uri(np.uint8((255 * apart / apart.max().clamp_min(1e-6)).cpu().numpy()))
+
+
+def _numbers(e: "Explanation") -> list[tuple[str, str, str]]:
+    """Rows of the table: a number's name, its value, and what it says."""
+    n = e.numbers
+    spread = n["restarts"]["spread"]
+    rows = [
+        ("SSIM of the reconstruction", n["reconstruction"]["ssim"],
+         "How like the original the GAN's picture of it is; 1 is equal."),
+        ("gap in probability", n["reconstruction"]["probability_gap"],
+         "How differently the classifier answers to that picture; above 0.1 the path is of another image."),
+        ("amount of disease found", n["found_dose"],
+         "Where on the path the original was found, from 0 to 1."),
+        ("pixels changed", n["counterfactual"]["changed_overlaid"],
+         "The share of the original that was changed to turn the verdict, or to try."),
+        ("largest jump", n["largest_jump"],
+         "The largest step of the answer between two frames, as a share of the whole change."),
+        ("completeness error", n["completeness_error"],
+         "How far the latent IG map is from summing to the change of the logit."),
+    ]  # fmt: skip
+    if spread is not None:
+        words = "How far restarts of the inversion disagree, relative to the change itself."
+        rows.append(("spread over restarts", spread, words))
+    return [(name, f"{value:.3f}", about) for name, value, about in rows]
+
+
+def _uri(pixels: np.ndarray) -> str:
+    return f"data:image/png;base64,{base64.b64encode(film.png(pixels)).decode()}"

@@ -1,0 +1,119 @@
+"""The page of an explanation: what is in it, and in a browser, what it does."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+
+import pytest
+
+from cxr import explain, report
+
+EVIL = "</script><img src=x onerror=document.title='broken'>.png"
+
+
+@pytest.fixture(scope="module")
+def page(model_file, xrays, tmp_path_factory):
+    """The page of an image with a name that would be code where it were not kept as text."""
+    image = next((xrays / "SICK").iterdir())
+    options = {"frames": 5, "restarts": 2, "refine": 1, "device": "cpu"}
+    found = explain.explain(image, str(model_file), **options)
+    found.numbers["image"] = EVIL
+    found.numbers["warnings"].append(EVIL)
+    folder = tmp_path_factory.mktemp("page") / "explanation"
+    found.write(folder)
+    return folder / "index.html"
+
+
+def part(html, name):
+    return re.search(rf"<{name}>(.*?)</{name}>", html, re.DOTALL)[1]
+
+
+def test_the_policy_allows_nothing_but_the_one_script_and_the_one_style(page):
+    html = page.read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    for name in ("style", "script"):
+        digest = hashlib.sha256(part(html, name).encode()).digest()
+        assert f"{name}-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", html)
+    assert "innerHTML" not in html and len(html) < 3e6
+
+
+def test_names_from_files_stay_text(page):
+    html = page.read_text()
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', html)[1]
+    assert "<" not in data
+    facts = json.loads(data)
+    assert EVIL in facts["warnings"] and facts["file"].endswith(
+        "onerror=document.title='broken'>.png"
+    )
+    assert len(facts["doses"]) == len(facts["drawn_p"]) == 5 and facts["spread"]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "dose"),
+    [([0.1, 0.4, 0.6, 0.9], 1.5), ([0.9, 0.1], 0.5), ([0.6, 0.7], None), ([0.2, 0.5], None)],
+)
+def test_the_verdict_turns_where_the_probability_passes_a_half(probabilities, dose):
+    assert report.turning([0.0, 1.0, 2.0, 3.0][: len(probabilities)], probabilities) == (
+        dose if dose is None else pytest.approx(dose)
+    )
+
+
+@pytest.fixture(scope="module")
+def browser(page):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    wait = pytest.importorskip("selenium.webdriver.support.wait")
+    driver, binary = shutil.which("chromedriver"), shutil.which("chromium")
+    if not driver or not binary:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    opened.get(page.as_uri())
+    wait.WebDriverWait(opened, 20).until(
+        lambda d: d.find_element("tag name", "body").get_attribute("data-ready")
+    )
+    yield opened
+    opened.quit()
+
+
+def shown(browser, name):
+    return browser.find_element("id", name).text
+
+
+def pixels(browser, name):
+    return browser.execute_script(f"return document.getElementById('{name}').toDataURL()")
+
+
+def test_keys_and_slider_walk_the_dose(browser):
+    body = browser.find_element("tag name", "body")
+    assert shown(browser, "amount") == "0.00"
+    before = pixels(browser, "overlaid")
+    for _ in range(2):
+        body.send_keys("\ue014")  # right
+    assert shown(browser, "amount") == "0.50" and pixels(browser, "overlaid") != before
+    browser.find_element("id", "dose").send_keys("\ue010")  # end
+    assert shown(browser, "amount") == "1.00"
+    for _ in range(9):
+        body.send_keys("\ue012")  # left, and no further than 0
+    assert shown(browser, "amount") == "0.00" and pixels(browser, "overlaid") == before
+
+
+def test_wipe_and_maps_follow_their_controls(browser):
+    whole = pixels(browser, "overlaid")
+    browser.find_element("css selector", "#compare option[value=wipe]").click()
+    assert pixels(browser, "overlaid") != whole
+    first = shown(browser, "about"), pixels(browser, "heat")
+    browser.find_element("css selector", "#map option:last-child").click()
+    assert shown(browser, "about") != first[0] and pixels(browser, "heat") != first[1]
+
+
+def test_nothing_runs_that_should_not_and_nothing_fails(browser):
+    assert browser.title == "cxrgan: an explanation" and EVIL in shown(browser, "warnings")
+    assert browser.get_log("browser") == []
