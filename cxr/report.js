@@ -10,7 +10,7 @@ function image(source) {
 
 function draw(canvas, strip, frame) {
   canvas.width = canvas.height = data.size;
-  canvas.getContext("2d").drawImage(strip, frame * data.size, 0, data.size, data.size, 0, 0, data.size, data.size);
+  canvas.getContext("2d", { willReadFrequently: true }).drawImage(strip, frame * data.size, 0, data.size, data.size, 0, 0, data.size, data.size);
 }
 
 function text(id, words) { by(id).textContent = words; }
@@ -61,10 +61,10 @@ function show(strips) {
 function heat(strips) {
   const n = data.size, map = data.maps[by("map").value], canvas = by("heat");
   draw(canvas, strips.original, 0);
-  const context = canvas.getContext("2d"), pixels = context.getImageData(0, 0, n, n);
+  const context = canvas.getContext("2d", { willReadFrequently: true }), pixels = context.getImageData(0, 0, n, n);
   const helper = document.createElement("canvas");
   helper.width = helper.height = n;
-  const pen = helper.getContext("2d");
+  const pen = helper.getContext("2d", { willReadFrequently: true });
   pen.drawImage(strips.maps[by("map").value], 0, 0);
   const raw = pen.getImageData(0, 0, n, n).data, cut = by("threshold").value / 100, top = by("opacity").value / 100;
   for (let i = 0; i < n * n; i++) {
@@ -99,8 +99,10 @@ async function begin() {
     if (event.key === "ArrowRight") to(state.frame + 1);
     if (event.key === "ArrowLeft") to(state.frame - 1);
   });
-  for (const id of ["compare", "wipe"]) by(id).addEventListener("input", () => show(strips));
-  for (const id of ["map", "opacity", "threshold"]) by(id).addEventListener("input", () => heat(strips));
+  for (const event of ["input", "change"]) {
+    for (const id of ["compare", "wipe"]) by(id).addEventListener(event, () => show(strips));
+    for (const id of ["map", "opacity", "threshold"]) by(id).addEventListener(event, () => heat(strips));
+  }
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   setInterval(() => { if (by("compare").value === "blink") { state.blink = !state.blink; show(strips); } }, still ? 2000 : 600);
   document.body.dataset.ready = "yes";
