@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxr import UsageError, console, explain
+from cxr import UsageError, console, explain, report
 from cxr.checkpoints import Model
 from cxr.data.folders import names_apart
+from cxr.files import write_text
 from cxr.options import reason
 
 
@@ -44,6 +45,9 @@ def explain_all(
             bar.advance()
             if stopped:
                 break
+    if len(paths) > 1 and any("error" not in numbers for numbers in results):
+        write_text(Path(out) / "index.html", report.index(out))
+        console.say(f"all explanations: {Path(out) / 'index.html'}")
     return results
 
 

@@ -106,6 +106,7 @@ class Explanation(Traversal):
         lines = [",".join(columns)] + [f"{d:.4f},{z:.4f},{p:.6f},{o:.6f}" for d, z, p, o in rows]
         write_text(folder / "response.csv", "\n".join(lines) + "\n")
         write_text(folder / "index.html", report.page(self))
+        film.write_png(folder / "thumbnail.png", report.thumbnail(self))
         write_text(folder / "explanation.json", json.dumps(self.numbers, indent=1) + "\n")
         noise = {f"noise.{i}": eps for i, eps in enumerate(self.codes.noise)}
         tensors = {"w1": self.codes.w1, "z2": self.codes.z2, "detail": self.codes.detail}

@@ -7,6 +7,7 @@ content security policy, and whatever comes from files is only ever shown as tex
 import base64
 import hashlib
 import json
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -34,15 +35,47 @@ ABOUT = {
 
 def page(e: "Explanation") -> str:
     """The HTML of an explanation, complete."""
-    parts = {name: (HERE / f"report.{name}").read_text() for name in ("html", "css", "js")}
-    style, script = parts["css"], parts["js"]
-    told = json.dumps(facts(e), ensure_ascii=True, allow_nan=False)
+    return _fill("report", facts(e))
+
+
+def index(folder: str | Path) -> str:
+    """The HTML of a table of the explanations that lie in a folder, each with a link to its page."""
+    rows = []
+    for file in sorted(Path(folder).glob("*/explanation.json")):
+        with suppress(ValueError, KeyError, TypeError, OSError):  # another program's, or damaged
+            n = json.loads(file.read_text())
+            rows.append(
+                {
+                    "folder": file.parent.name,
+                    "name": Path(n["image"] or file.parent.name).name,
+                    "before": n["original"]["probability"],
+                    "after": n["counterfactual"]["probability_overlaid"],
+                    "dose": n["found_dose"],
+                    "ssim": n["reconstruction"]["ssim"],
+                    "spread": n["restarts"]["spread"],
+                    "warnings": n["warnings"],
+                }
+            )
+    return _fill("report.index", rows)
+
+
+def thumbnail(e: "Explanation") -> np.ndarray:
+    """The original, the counterfactual and the first map side by side: uint8 [64, 192, 3]."""
+    image, changed = to_uint8(e.image[0, 0]), to_uint8(e.counterfactual())
+    name = next(iter(e.maps))
+    tiles = [(image, None), (changed, None), (image, e.drawn(name))]
+    return np.concatenate([film.overlay(x, heat, True, 64) for x, heat in tiles], 1)
+
+
+def _fill(name: str, told: object) -> str:
+    """A template with its style, its script and the facts that it shows."""
+    style, script = (HERE / "report.css").read_text(), (HERE / f"{name}.js").read_text()
+    data = json.dumps(told, ensure_ascii=True, allow_nan=False)
     for sign in "<>&":  # else a name could end the element
-        told = told.replace(sign, f"\\u{ord(sign):04x}")
-    text = parts["html"].replace("$STYLE_HASH", _digest(style))
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    text = (HERE / f"{name}.html").read_text().replace("$STYLE_HASH", _digest(style))
     text = text.replace("$SCRIPT_HASH", _digest(script))
-    text = text.replace("$STYLE", style).replace("$SCRIPT", script)
-    return text.replace("$DATA", told)
+    return text.replace("$STYLE", style).replace("$SCRIPT", script).replace("$DATA", data)
 
 
 @lru_cache

@@ -57,7 +57,7 @@ def test_explanation_folder_holds_what_is_promised(bright, image, tmp_path):
     e = explain.explain(image, bright, **QUICK)
     e.write(tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "index.html", "explanation.gif", "panel.png", "response.csv", "explanation.json",
+        "index.html", "thumbnail.png", "explanation.gif", "panel.png", "response.csv", "explanation.json",
         "latents.safetensors",
     }  # fmt: skip
     numbers = json.loads((tmp_path / "out" / "explanation.json").read_text())

@@ -11,6 +11,7 @@ import pytest
 from cxr import explain, report
 
 EVIL = "</script><img src=x onerror=document.title='broken'>.png"
+NAME = EVIL.rpartition("/")[2]
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +64,34 @@ def test_the_verdict_turns_where_the_probability_passes_a_half(probabilities, do
 
 
 @pytest.fixture(scope="module")
-def browser(page):
+def driver():
     webdriver = pytest.importorskip("selenium.webdriver")
-    wait = pytest.importorskip("selenium.webdriver.support.wait")
-    driver, binary = shutil.which("chromedriver"), shutil.which("chromium")
-    if not driver or not binary:
+    program, binary = shutil.which("chromedriver"), shutil.which("chromium")
+    if not program or not binary:
         pytest.skip("needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for word in ("--headless=new", "--no-sandbox", "--disable-gpu"):
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    opened.get(page.as_uri())
-    wait.WebDriverWait(opened, 20).until(
-        lambda d: d.find_element("tag name", "body").get_attribute("data-ready")
-    )
+    opened = webdriver.Chrome(options, webdriver.ChromeService(program))
     yield opened
     opened.quit()
+
+
+def ready(driver, path):
+    """The browser once a page has begun."""
+    wait = pytest.importorskip("selenium.webdriver.support.wait")
+    driver.get(path.as_uri())
+    wait.WebDriverWait(driver, 20).until(
+        lambda d: d.find_element("tag name", "body").get_attribute("data-ready")
+    )
+    return driver
+
+
+@pytest.fixture
+def browser(driver, page):
+    return ready(driver, page)
 
 
 def shown(browser, name):
@@ -119,3 +130,47 @@ def test_wipe_and_maps_follow_their_controls(browser):
 def test_nothing_runs_that_should_not_and_nothing_fails(browser):
     assert browser.title == "cxrgan: an explanation" and EVIL in shown(browser, "warnings")
     assert browser.get_log("browser") == []
+
+
+@pytest.fixture(scope="module")
+def many(page, tmp_path_factory):
+    """A folder of 30 explanations, of which every third has a warning."""
+    folder = tmp_path_factory.mktemp("many")
+    numbers = json.loads((page.parent / "explanation.json").read_text())
+    for n in range(30):
+        case = folder / f"case {n:02d}#"
+        case.mkdir()
+        numbers |= {"image": f"{n:02d}{EVIL}", "found_dose": (n * 7 % 30) / 30}
+        numbers["warnings"] = ["too far"] if n % 3 == 0 else []
+        (case / "explanation.json").write_text(json.dumps(numbers))
+        shutil.copy(page.parent / "thumbnail.png", case)
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "explanation.json").write_text("{")
+    (folder / "index.html").write_text(report.index(folder))
+    return folder / "index.html"
+
+
+def column(browser, number):
+    return [c.text for c in browser.find_elements("css selector", f"tbody td:nth-child({number})")]
+
+
+def test_the_table_of_all_sorts_filters_and_is_walked_by_keys(driver, many):
+    browser = ready(driver, many)
+    assert shown(browser, "count") == "30 of 30" and NAME in column(browser, 1)[0]
+    browser.find_element("css selector", "th:nth-child(4) button").click()
+    doses = [float(text) for text in column(browser, 4)]
+    assert doses == sorted(doses) and doses[0] < doses[-1]
+    browser.find_element("css selector", "th:nth-child(4) button").click()
+    assert [float(text) for text in column(browser, 4)] == doses[::-1]
+    browser.find_element("tag name", "body").send_keys("\ue015\ue015")  # down, twice
+    assert browser.switch_to.active_element.text.endswith(NAME)
+    browser.find_element("id", "doubtful").click()
+    assert shown(browser, "count") == "10 of 30"
+    browser.find_element("id", "filter").send_keys("too far")
+    assert shown(browser, "count") == "10 of 30"
+    browser.find_element("id", "filter").send_keys(" away")
+    assert shown(browser, "count") == "0 of 30"
+    browser.find_element("id", "filter").clear()
+    browser.find_element("id", "filter").send_keys("s")
+    widths = browser.execute_script("return [...document.images].map((i) => i.naturalWidth)")
+    assert set(widths) == {192} and browser.get_log("browser") == []
