@@ -233,6 +233,7 @@ def test_explain_writes_a_folder_for_each_image_and_none_over_another(model_file
     result = succeed("explain", tmp_path / "a", tmp_path / "b", "--model", model_file, *words)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "b_lung",
+        "index.html",
         "lung",
         "lung_2",
     ]

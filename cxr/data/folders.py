@@ -121,13 +121,14 @@ def is_dicom_head(head: bytes) -> bool:
 def names_apart(paths: Sequence[Path]) -> list[str]:
     """A folder's name for each image: its stem, with its own folder's name or a number where
     another image has that name already. It is never hidden, and never leaves its folder."""
-    names: dict[str, str] = {}  # the keys as a file system that ignores case sees them
+    names, taken = [], {"index.html"}  # as a file system that ignores case sees them
     for path in paths:
         stem, parent = (_folder_name(s) for s in (path.stem, path.absolute().parent.name))
         tries = chain((stem, f"{parent}_{stem}"), (f"{stem}_{n}" for n in count(2)))
-        name = next(name for name in tries if name.casefold() not in names)
-        names[name.casefold()] = name
-    return list(names.values())
+        name = next(name for name in tries if name.casefold() not in taken)
+        taken.add(name.casefold())
+        names.append(name)
+    return names
 
 
 def _folder_name(name: str) -> str:

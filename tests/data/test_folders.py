@@ -105,7 +105,9 @@ def test_validation_patients_that_are_lacking_come_out_of_train(tmp_path, capsys
     assert "val drawn by patient out of train" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["..", "...png", " .png", "a\nb\x1b.png", "x" * 250, "é" * 120])
+@pytest.mark.parametrize(
+    "name", ["..", "...png", " .png", "a\nb\x1b.png", "x" * 250, "é" * 120, "index.html.png"]
+)
 def test_folder_names_are_plain_and_stay_inside(name):
     names = folders.names_apart([Path(name), Path("other") / name])
     assert len(set(names)) == 2
