@@ -45,7 +45,8 @@ def explain_all(
             bar.advance()
             if stopped:
                 break
-    if len(paths) > 1 and any("error" not in numbers for numbers in results):
+    done = any("error" not in numbers for numbers in results) and not stopped
+    if done and len(paths) > 1:
         write_text(Path(out) / "index.html", report.index(out))
         console.say(f"all explanations: {Path(out) / 'index.html'}")
     return results
