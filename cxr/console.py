@@ -111,6 +111,7 @@ def explanation(path: Path, folder: Path, numbers: dict) -> None:
         ("spread over restarts", number(numbers["restarts"]["spread"])),
         ("completeness error", number(numbers["completeness_error"])),
         ("written to", folder),
+        ("to look at", folder / "index.html"),
     ]
     table(path.name, ("explanation", ""), rows)
 
