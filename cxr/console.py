@@ -150,9 +150,14 @@ def data(title: str, numbers: dict) -> None:
     kinds += [(f"odd: {name}", f"{odd['count']:,}") for name, odd in numbers["odd"].items()]
     table(title, ("files", "images"), kinds)
     for name, odd in numbers["odd"].items():
-        more = odd["count"] - len(odd["images"])
-        names = listed((Path(path).name for path in odd["images"]), len(odd["images"]))
+        shown = odd["images"][:6]
+        more = odd["count"] - len(shown)
+        names = listed("/".join(Path(path).parts[-3:]) for path in shown)
         say(f"{name}: {names}{f' and {more:,} more' * (more > 0)}")
+    for split, counts in numbers["images"].items():
+        for name, count in zip(numbers["classes"], counts):
+            if not count:
+                warn(f"the {split} split has no image of {name}: training would refuse this")
 
 
 def number(value: float | None) -> str:
