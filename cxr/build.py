@@ -303,7 +303,7 @@ def _run_compiler(kind: str, sources: list[str], folder: Path) -> Path:
         script = folder / "cxx"
         script.write_text(f'#!/bin/sh\nexec {environment["CXX"]} "$@"\n')
         script.chmod(0o700)
-        environment["CXX"] = str(script)
+        environment["CXX"] = "./cxx"  # from `folder`, whose own name a shell may not bear
     command = [sys.executable, "-c", BUILD, json.dumps(options)]
     try:
         status, said = _run(command, LIMIT, env=environment, cwd=folder)
