@@ -44,6 +44,9 @@ def list_data(data: Path, reading: Reading, fold: int = 0) -> Listing:
     is malformed or holds fewer than two classes.
     """
     if data.is_dir():
+        if columns := [name for name in reading.asked() if name.endswith("_column")]:
+            option = "--" + columns[0].replace("_", "-")
+            raise UsageError(f"{option} is of a table, and {data} is a folder: leave it out")
         rows, names = _folder_rows(data)
     elif data.is_file():
         rows = _split_by_path(read_table(data, reading))

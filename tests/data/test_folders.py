@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr import CxrError, images
+from cxr import CxrError, UsageError, images
 from cxr.data import folders
 from cxr.datasets import open_dataset
 
@@ -68,6 +68,12 @@ def test_masks_beside_images_are_no_images(tmp_path):
     found = folders.scan(tmp_path)
     assert names(found, tmp_path) == ["COVID/images/COVID-1.png", "Normal/images/Normal-1.png"]
     assert found.left_out == {"folders of masks": 4}
+
+
+def test_a_folder_has_no_columns(tmp_path):
+    picture(tmp_path / "NORMAL" / "a.png")
+    with pytest.raises(UsageError, match="--patient-column is of a table"):
+        open_dataset(tmp_path, 16, patient_column="patient")
 
 
 def test_a_missing_or_empty_folder_is_said(tmp_path):
