@@ -77,7 +77,7 @@ setup(
     ],
     package_dir={f"cxr.{name}": name for name in inner},
     package_data={
-        "cxr": ["py.typed", "report.*"],
+        "cxr": ["py.typed", "pages/*"],
         "cxr.weights": ["*.safetensors", "*.md", "discriminators/*", "samples/*.png"],
         "cxr.kernels": ["*.cpp", "*.cu", "*.cuh", "*.h", "*.md"],
     },

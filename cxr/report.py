@@ -21,7 +21,7 @@ from cxr.classifier import to_uint8
 if TYPE_CHECKING:
     from cxr.explanation import Explanation
 
-HERE = Path(__file__).parent
+PAGES = Path(__file__).parent / "pages"  # templates, with their scripts and their style
 LOGITS = ("latent_ig", "integrated_gradients")  # maps whose sum is a difference of logits
 ABOUT = {
     "latent_ig": "Read this first: how much each place adds to the answer along the path. All of "
@@ -56,7 +56,7 @@ def index(folder: str | Path) -> str:
                     "warnings": n["warnings"],
                 }
             )
-    return _fill("report.index", rows)
+    return _fill("index", rows)
 
 
 def thumbnail(e: "Explanation") -> np.ndarray:
@@ -69,11 +69,11 @@ def thumbnail(e: "Explanation") -> np.ndarray:
 
 def _fill(name: str, told: object) -> str:
     """A template with its style, its script and the facts that it shows."""
-    style, script = (HERE / "report.css").read_text(), (HERE / f"{name}.js").read_text()
+    style, script = (PAGES / "style.css").read_text(), (PAGES / f"{name}.js").read_text()
     data = json.dumps(told, ensure_ascii=True, allow_nan=False)
     for sign in "<>&":  # else a name could end the element
         data = data.replace(sign, f"\\u{ord(sign):04x}")
-    text = (HERE / f"{name}.html").read_text().replace("$STYLE_HASH", _digest(style))
+    text = (PAGES / f"{name}.html").read_text().replace("$STYLE_HASH", _digest(style))
     text = text.replace("$SCRIPT_HASH", _digest(script))
     return text.replace("$STYLE", style).replace("$SCRIPT", script).replace("$DATA", data)
 

@@ -71,7 +71,7 @@ def test_every_module_weight_and_kernel_is_in_the_wheel(wheel, source):
     patterns = (
         "cxr/**/*.py",
         "cxr/py.typed",
-        "cxr/report.*",
+        "cxr/pages/*",
         "weights/*.safetensors",
         "weights/*.md",
         "weights/discriminators/*",
