@@ -105,14 +105,19 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     DATA is a folder with one sub-folder per class, or a table of image files and classes.
     """
     from cxr import console
+    from cxr.classifier import useless
     from cxr.train_cnn import PRESETS, Config, train
 
     console.quiet_unless_first()
     config = Config(data, **options)
     model = train(config, out, resume)
-    console.classifier(f"{data}, test", model.info["metrics"]["classifier"])
+    metrics = model.info["metrics"]["classifier"]
+    console.classifier(f"{data}, test", metrics)
     path = Path(out) / "model.safetensors"
     console.say(f"model: {path}")
+    if why := useless(metrics):
+        console.warn(f"this classifier is useless: {why}; give it more images, or more --images")
+        return
     fitting = [name for name, preset in PRESETS.items() if preset.size == config.pixels]
     preset = config.preset if config.preset in fitting else fitting[-1]
     words = "train-gan", data, "--classifier", str(path), "--preset", preset

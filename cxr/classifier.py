@@ -81,6 +81,19 @@ def classifier_metrics(
     } | {f"auroc_{c}": interval(metrics.auroc, logits[c]) for c in PERTURBATIONS[1:]}
 
 
+def useless(numbers: dict) -> str | None:
+    """Why a classifier with these metrics cannot be worth an explanation, None if it may be. An
+    interval that is missing, as of a single patient, reaches everywhere."""
+    auroc = numbers["auroc"]
+    low = auroc["low"]
+    if low is None or not low > 0.5:  # nor if it is no number
+        return f"its AUROC of {auroc['value']:.2f} may be chance: the interval reaches 0.5"
+    for name in ("sensitivity", "specificity"):
+        if not numbers[name]["value"] > 0:
+            return f"its {name} is 0: it gives all images the same answer"
+    return None
+
+
 def mean_image(data: Dataset) -> Tensor:
     """The mean [1, 1, R, R] of the training images."""
     pictures = data.pictures("train")

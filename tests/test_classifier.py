@@ -51,3 +51,21 @@ def test_likeness_falls_for_an_inverted_or_overturned_image():
     assert classifier.likeness(ramp, ramp).item() == pytest.approx(1)
     assert classifier.likeness(-ramp, ramp).item() == pytest.approx(-1)
     assert classifier.likeness(ramp.flip(2), ramp).item() == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("low", "sensitivity", "specificity", "words"),
+    [
+        (0.6, 0.5, 0.5, None),
+        (0.5, 0.5, 0.5, "interval reaches 0.5"),
+        (None, 0.5, 0.5, "interval reaches 0.5"),
+        (float("nan"), 0.5, 0.5, "interval reaches 0.5"),
+        (0.6, 0.0, 0.5, "sensitivity is 0"),
+        (0.6, 0.5, 0.0, "specificity is 0"),
+    ],
+)
+def test_a_classifier_that_tells_nothing_is_called_useless(low, sensitivity, specificity, words):
+    numbers = {"auroc": {"value": 0.7, "low": low}}
+    numbers |= {"sensitivity": {"value": sensitivity}, "specificity": {"value": specificity}}
+    why = classifier.useless(numbers)
+    assert why is None if words is None else words in why

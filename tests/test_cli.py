@@ -16,7 +16,7 @@ from PIL import Image
 import cxr
 import cxrgan
 from cxr import console, networks, options, train_cnn, train_gan
-from cxr.checkpoints import load_model
+from cxr.checkpoints import Model, load_model
 from cxr.explain import explain
 
 JOBS = {"train-cnn": train_cnn.Config, "train-gan": train_gan.Config}
@@ -196,8 +196,18 @@ def test_train_cnn_ends_with_its_metrics_the_file_and_what_comes_next(cnn_run, x
         assert f"│ {name} " in result.stdout
     path = out / "model.safetensors"
     assert f"model: {path}" in result.stderr.splitlines()
-    assert f"next:  cxrgan train-gan {xrays} --classifier {path} --preset tiny" in result.stderr
     assert load_model(path).info["classes"] == ["NORMAL", "SICK"]
+    assert "warning: this classifier is useless" in result.stderr and "next:" not in result.stderr
+
+
+def test_after_a_good_classifier_the_next_command_is_proposed(model, monkeypatch):
+    good = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 9}
+    metrics = {"classifier": {name: good for name in ("auroc", "sensitivity", "specificity")}}
+    trained = Model(model.networks, {**model.info, "metrics": metrics})
+    monkeypatch.setattr(train_cnn, "train", lambda config, out, resume: trained)
+    result = succeed("train-cnn", "DATA", "--preset", "tiny", "--positive", "SICK", "--out", "x")
+    wanted = "next:  cxrgan train-gan DATA --classifier x/model.safetensors --preset tiny"
+    assert f"{wanted} --positive SICK" in result.stderr
 
 
 def test_train_gan_ends_with_its_metrics_the_file_and_what_comes_next(gan_run):
