@@ -7,6 +7,7 @@ content security policy, and whatever comes from files is only ever shown as tex
 import base64
 import hashlib
 import json
+import math
 from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
@@ -25,7 +26,7 @@ PAGES = Path(__file__).parent / "pages"  # templates, with their scripts and the
 LOGITS = ("latent_ig", "integrated_gradients")  # maps whose sum is a difference of logits
 ABOUT = {
     "latent_ig": "Read this first: how much each place adds to the answer along the path. All of "
-    "it sums to the change of the logit.",
+    "it, before it is smoothed for the eye, sums to the change of the logit.",
     "difference": "The bare change from healthy to diseased. It hardly asks the classifier.",
     "gradient": "Where the smallest change of grey would change the answer.",
     "integrated_gradients": "What each place adds to the answer on the way from the average image.",
@@ -39,24 +40,33 @@ def page(e: "Explanation") -> str:
 
 
 def index(folder: str | Path) -> str:
-    """The HTML of a table of the explanations that lie in a folder, each with a link to its page."""
+    """The HTML of a table of the explanations that lie in a folder, each with a link to its page;
+    files that are damaged, or of another kind, are counted."""
+    files = sorted(Path(folder).glob("*/explanation.json"))
     rows = []
-    for file in sorted(Path(folder).glob("*/explanation.json")):
-        with suppress(ValueError, KeyError, TypeError, OSError):  # another program's, or damaged
-            n = json.loads(file.read_text())
-            rows.append(
-                {
-                    "folder": file.parent.name,
-                    "name": Path(n["image"] or file.parent.name).name,
-                    "before": n["original"]["probability"],
-                    "after": n["counterfactual"]["probability_overlaid"],
-                    "dose": n["found_dose"],
-                    "ssim": n["reconstruction"]["ssim"],
-                    "spread": n["restarts"]["spread"],
-                    "warnings": n["warnings"],
-                }
-            )
-    return _fill("index", rows)
+    for file in files:
+        with suppress(ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+            rows.append(_row(json.loads(file.read_text()), file.parent.name))
+    return _fill("index", {"rows": rows, "unreadable": len(files) - len(rows)})
+
+
+def _row(n: dict, folder: str) -> dict:
+    """What the table shows of an explanation; raises one of the errors above if it is none."""
+    values = {
+        "before": n["original"]["probability"],
+        "after": n["counterfactual"]["probability_overlaid"],
+        "dose": n["found_dose"],
+        "ssim": n["reconstruction"]["ssim"],
+    }
+    spread = n["restarts"]["spread"]
+    for value in (*values.values(), *([] if spread is None else [spread])):
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(value)
+    warnings = n["warnings"]
+    if not (isinstance(warnings, list) and all(isinstance(line, str) for line in warnings)):
+        raise ValueError(warnings)
+    about = {"warnings": warnings, "spread": spread, "folder": folder}
+    return {"name": Path(n["image"] or folder).name, **values, **about}
 
 
 def thumbnail(e: "Explanation") -> np.ndarray:
@@ -97,7 +107,7 @@ def facts(e: "Explanation") -> dict:
         "original_p": n["original"]["probability"],
         "drawn_p": n["probability"],
         "overlaid_p": n["probability_overlaid"],
-        "turn": turning(n["dose"], n["probability_overlaid"]),
+        "turns": turnings(n["dose"], n["probability_overlaid"]),
         "original": _uri(to_uint8(e.image[0, 0])),
         "drawn": _uri(np.concatenate(list(to_uint8(e.frames[:, 0])), 1)),
         "overlaid": _uri(np.concatenate(list(to_uint8(e.overlaid[:, 0])), 1)),
@@ -107,13 +117,10 @@ def facts(e: "Explanation") -> dict:
     }
 
 
-def turning(doses: list[float], probabilities: list[float]) -> float | None:
-    """The first dose at which the probability passes 0.5, None if it never does."""
-    pairs = list(zip(doses, probabilities))
-    for (a, p), (b, q) in pairwise(pairs):
-        if (p > 0.5) != (q > 0.5):
-            return a + (b - a) * (0.5 - p) / (q - p)
-    return None
+def turnings(doses: list[float], probabilities: list[float]) -> list[float]:
+    """The doses at which the probability passes 0.5."""
+    steps = pairwise(zip(doses, probabilities))
+    return [a + (b - a) * (0.5 - p) / (q - p) for (a, p), (b, q) in steps if (p > 0.5) != (q > 0.5)]
 
 
 def _sentence(e: "Explanation") -> str:
@@ -134,7 +141,7 @@ def _map(e: "Explanation", name: str) -> dict:
     top = max(float(np.percentile(np.abs(heat), 99.5)), 1e-12)
     scaled = (heat / top).clip(-1, 1)
     levels = 128 + 127 * scaled if signed else 255 * scaled
-    unit = " logits a pixel" if name in LOGITS else " (relative)"
+    unit = " logits a pixel, smoothed" if name in LOGITS else " (relative)"
     return {
         "name": film.TITLES[name],
         "signed": signed,

@@ -1,5 +1,5 @@
 "use strict";
-const rows = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse(document.getElementById("data").textContent), rows = data.rows;
 const by = (id) => document.getElementById(id);
 const columns = [["image", "name"], ["before", "before"], ["after", "after"], ["amount of disease", "dose"], ["SSIM", "ssim"], ["spread", "spread"], ["warnings", "warnings"]];
 let sorted = null, rising = true;
@@ -26,10 +26,10 @@ for (const row of rows) {
 function show() {
   const words = by("filter").value.toLowerCase(), doubtful = by("doubtful").checked;
   const kept = rows.filter((row) => (!doubtful || row.warnings.length) && (row.name + " " + row.warnings.join(" ")).toLowerCase().includes(words));
-  const value = (row) => sorted === "warnings" ? row.warnings.length : row[sorted];
+  const value = (row) => sorted === "warnings" ? row.warnings.length : row[sorted] ?? Infinity;
   if (sorted) kept.sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0) * (rising ? 1 : -1));
   by("rows").replaceChildren(...kept.map((row) => row.element));
-  by("count").textContent = kept.length + " of " + rows.length;
+  by("count").textContent = kept.length + " of " + rows.length + (data.unreadable ? "; " + data.unreadable + " more cannot be read" : "");
 }
 
 for (const [title, key] of columns) {

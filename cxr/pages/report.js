@@ -2,6 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const by = (id) => document.getElementById(id);
 const state = { frame: data.start, blink: false };
+const CHANGED = "original, changed where the classifier needs it";
 const percent = (p) => p.toFixed(2);
 
 function image(source) {
@@ -35,22 +36,27 @@ function curve() {
     plot.append(svg("polyline", { class: name, points: values.map((p, i) => place(data.doses[i], p).join(",")).join(" ") }));
   plot.append(svg("line", { class: "now", id: "now", y1: 10, y2: 200 }));
   text("curvetitle", "Probability of " + data.disease + " along the path, from " + percent(data.overlaid_p[0]) + " to " + percent(data.overlaid_p.at(-1)));
-  text("turn", data.turn === null ? "The verdict does not turn." : "The verdict turns at " + data.turn.toFixed(2) + ".");
+  text("turn", data.turns.length ? "The verdict turns at " + data.turns.map((t) => t.toFixed(2)).join(", ") + "." : "The verdict does not turn.");
 }
 
 function show(strips) {
   const f = state.frame;
   text("amount", data.doses[f].toFixed(2));
   text("p0", percent(data.original_p)); text("p1", percent(data.drawn_p[f])); text("p2", percent(data.overlaid_p[f]));
+  text("what2", CHANGED);
   draw(by("original"), strips.original, 0);
   draw(by("drawn"), strips.drawn, f);
   draw(by("overlaid"), strips.overlaid, f);
   const mode = by("compare").value, context = by("overlaid").getContext("2d");
   by("wipelabel").hidden = mode !== "wipe";
-  if (mode === "blink" && state.blink) draw(by("overlaid"), strips.original, 0);
+  if (mode === "blink" && state.blink) {
+    draw(by("overlaid"), strips.original, 0);
+    text("what2", "original"); text("p2", percent(data.original_p));
+  }
   if (mode === "wipe") {
     const x = Math.round(data.size * by("wipe").value / 100);
     if (x) context.drawImage(strips.original, 0, 0, x, data.size, 0, 0, x, data.size);
+    text("what2", "left of the line: original; right: changed where the classifier needs it");
     context.fillStyle = "#e8820c"; context.fillRect(x, 0, 1, data.size);
   }
   const [x] = place(data.doses[f], 0);
@@ -103,6 +109,7 @@ async function begin() {
     for (const id of ["compare", "wipe"]) by(id).addEventListener(event, () => show(strips));
     for (const id of ["map", "opacity", "threshold"]) by(id).addEventListener(event, () => heat(strips));
   }
+  addEventListener("beforeprint", () => { by("compare").value = "side"; show(strips); });
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   setInterval(() => { if (by("compare").value === "blink") { state.blink = !state.blink; show(strips); } }, still ? 2000 : 600);
   document.body.dataset.ready = "yes";
