@@ -26,7 +26,7 @@ from cxr.files import distrusted, replacing
 
 THREADS = 4
 BUDGET = 2**29  # bytes that all decoders together may need, whatever the number of cores
-CACHE_VERSION = 2  # raise it whenever images.load gives other pixels for the same file
+CACHE_VERSION = 3  # raise it whenever images.load gives other pixels for the same file
 
 
 def packed(paths: Sequence[str], size: int, fit: str) -> tuple[np.ndarray, dict[int, str]]:
