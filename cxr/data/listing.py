@@ -56,15 +56,15 @@ def list_data(data: Path, reading: Reading, fold: int = 0) -> Listing:
     if reading.patient_pattern and reading.patient_column:
         raise UsageError("--patient-column and --patient-pattern both name the patient: give one")
     classes, labels = _classify(data, rows, reading)
-    kept = [place for place, label in enumerate(labels) if label is not None]
-    rows, names = [rows[place] for place in kept], [names[place] for place in kept]
-    told = patients.tell_patients(
+    told = patients.tell_patients(  # of all rows: leaving a class out moves nobody
         names,
         [row.name for row in rows],
         None if reading.patient_pattern else [row.told for row in rows],
         reading.patient_pattern,
         lambda place: _patient_id(rows[place].path),
     )
+    kept = [place for place, label in enumerate(labels) if label is not None]
+    rows, names, told = ([values[place] for place in kept] for values in (rows, names, told))
     patients.report(names, told)
     splits, rule = _splits(data, rows, [t.patient for t in told], fold)
     items = [

@@ -142,6 +142,17 @@ def test_a_column_of_0_and_1_is_a_finding(root, capsys):
         opened(root, lines("Path,Edema", "im/0.png,maybe"), positive="Edema")
 
 
+def test_leaving_a_class_out_moves_nobody_to_another_split(root):
+    for place in range(8):
+        picture(root / "other" / f"{place}.png", 50 + place)
+    rows = [f"other/{n}.png,{('kränk', 'third')[n % 2]}" for n in range(8)]
+    text = lines("path,label", *EIGHT, *rows)
+    some = opened(root, text, positive="kränk", negative="normal")
+    every = opened(root, text, negative="normal")
+    patients = dict(zip(every.paths, every.patients))
+    assert len(some) == 12 and all(patients[p] == q for p, q in zip(some.paths, some.patients))
+
+
 def test_backslashes_and_folders_above_the_table_are_no_hindrance(root):
     rows = [f"C:\\data\\set\\{line}".replace("/", "\\") for line in EIGHT[:4]] + [
         f"some-set-v1/train/{line}" for line in EIGHT[4:]
