@@ -1,5 +1,5 @@
 """The front door: a command per job. Parses, calls, prints; computes nothing. From Python, it
-offers what `cxr.library` holds: `cxrgan.explain(image)`.
+offers what `cxr.api` holds: `cxrgan.explain(image)`.
 
 Nothing heavy is imported before a command runs, so that `cxrgan --help` answers at once.
 """
@@ -41,9 +41,9 @@ __all__ = ["IMAGENET", "Explanation", "adapt", "explain", "load_model", "sample"
 def __getattr__(name: str):
     """What `import cxrgan` offers, which needs torch, when it is asked for."""
     if name in __all__:
-        from cxr import library
+        from cxr import api
 
-        return getattr(library, name)
+        return getattr(api, name)
     raise AttributeError(f"module 'cxrgan' has no attribute {name!r}")
 
 

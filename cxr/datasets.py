@@ -35,8 +35,8 @@ class Dataset:
 
     images: uint8 [N, R, R], read-only and memory-mapped; labels: int64 [N], 1 is positive;
     patients, splits ("train", "val" or "test") and paths: one per image; classes: the negative
-    and the positive class; name: for tables; rule: how the splits
-    were made; unreadable: {path: reason} of the images that are not among these.
+    and the positive class; name: for tables; rule: how the splits were made; unreadable: {path:
+    reason} of the images that are not among these.
     """
 
     images: np.ndarray

@@ -59,8 +59,10 @@ def share_cores() -> None:
     """Compute with one thread for each idle core, unless OMP_NUM_THREADS says how many. OpenMP's
     threads wait for each other by spinning: where one has to share its core with another program,
     all of them wait for it, and two threads are five times slower than one."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
     idle, threads = _idle_cores(0.2), torch.get_num_threads()
-    if "OMP_NUM_THREADS" in os.environ or idle is None or round(idle) >= threads:
+    if idle is None or round(idle) >= threads:
         return
     torch.set_num_threads(max(1, round(idle)))
     console.say(

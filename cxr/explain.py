@@ -171,7 +171,7 @@ def with_classifier(
     """
     other = second_classifier(spec, model, "--classifier", target, classifier_input)
     networks = model.networks | {"classifier": other.classifier}
-    if is_own(model, other.classifier):
+    if trained_for(model, other.classifier):
         return Model(networks, model.info, model.buffers, model.path)
     named = spec if isinstance(spec, str) else name_of(spec)
     about = {
@@ -183,8 +183,8 @@ def with_classifier(
     return foreign
 
 
-def is_own(model: Model, network: nn.Module) -> bool:
-    """Whether a CNN is, as far as can be told, the one that the GAN of a model was trained for."""
+def trained_for(model: Model, network: nn.Module) -> bool:
+    """Whether the GAN of a model was trained for this CNN, as far as can be told."""
     known, size = model.info.get("fingerprint"), model.info["size"]
     if known is None and "classifier" not in model.networks:
         return True

@@ -29,7 +29,7 @@ class Item(NamedTuple):
 @dataclass(frozen=True)
 class Listing:
     """items: one per image; classes: the healthy and the diseased one's name; rule: how the splits
-    were made; duplicates are not known yet."""
+    were made."""
 
     items: list[Item]
     classes: tuple[str, str]

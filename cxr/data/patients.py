@@ -86,7 +86,6 @@ COHEN = re.compile(  # names of its articles; the folder that holds three of the
     r"|SARS-10\.|radiol\.|all14-fig|gr\d+_lrg|.*main\.pdf-\d|.*_Fig\d+_HTML|\d+_2020_\d+_Fig)",
     re.IGNORECASE,
 )
-COHEN_EXAMPLES = (("lancet-case2a.png", "lancet-case2b.png"), "document:lancet-case2")
 COHEN_NAMES = 3  # such names in a folder
 
 

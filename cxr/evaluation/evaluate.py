@@ -26,7 +26,9 @@ SEEN = {  # how training used each split of the model's own data set
     "val": "these patients chose its weights and its temperature: the numbers flatter it a little",
     "all": "it was trained on most of these patients: the numbers flatter it",
 }
-RESPLIT = "its data were split in another way when it was trained: patients it has seen may be among these"
+RESPLIT = (
+    "its data were split otherwise when it was trained: it may have seen some of these patients"
+)
 EXPLAINER = {"encoder", "generator"}
 
 

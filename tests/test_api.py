@@ -115,6 +115,6 @@ def test_random_lungs_are_drawn(model_file):
 def test_the_front_door_imports_nothing_heavy():
     code = "import sys, cxrgan; assert 'torch' not in sys.modules; print(cxrgan.explain.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "cxr.library"
+    assert done.stdout.strip() == "cxr.api"
     with pytest.raises(AttributeError):
         _ = cxrgan.nothing
