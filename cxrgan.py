@@ -33,6 +33,7 @@ from cxr.options import (
     size_option,
     stopping,
     training_options,
+    within_option,
 )
 
 __all__ = ["IMAGENET", "Explanation", "adapt", "explain", "load_model", "sample"]  # noqa: F822
@@ -197,6 +198,7 @@ def check_cnn(context, cnn: str, data: str | None, as_json: bool, **options) -> 
     help="Number of starting points of the inversion.",
 )
 @refine_option
+@within_option
 @seed_option
 @out_option("explanation", "A folder for each image is made in it.")
 @device_option
@@ -238,6 +240,7 @@ def explain_command(
 )
 @judging_options
 @refine_option
+@within_option
 @data_options
 @seed_option
 @out_option("evaluation", "The folder for evaluation.json, evaluation.md and figures/.")

@@ -8,16 +8,16 @@ import json
 import sys
 from pathlib import Path
 
-from cxr.evaluation import registry
+from cxr.evaluation import measures, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"pneumonia": "pneumonia", "covid": "COVID-19"}
 MEASURES = {
     value.key: value
-    for values in vars(registry).values()
+    for values in vars(measures).values()
     if isinstance(values, tuple)
     for value in values
-    if isinstance(value, registry.Measure)
+    if isinstance(value, measures.Measure)
 }
 HEADLINE = (
     "classifier.auroc",
@@ -94,7 +94,7 @@ def phantoms() -> str:
         n = columns[-1]["latent_ig"]["n"]
         titles.append(f"{experiment}: {MEASURES[key].heading} (n = {n})")
     lines = [f"| map | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
-    methods = sorted(registry.METHODS.keys() & columns[0].keys())
+    methods = sorted(measures.METHODS.keys() & columns[0].keys())
     for method in sorted(methods, key=lambda method: -columns[0][method]["value"]):
         cells = " | ".join(interval(column[method], 2) for column in columns)
         lines.append(f"| {registry.title_of(method)} | {cells} |")

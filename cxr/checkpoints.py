@@ -218,7 +218,7 @@ def load_classifier(
 
 def shipped() -> dict[str, Path]:
     """The model files that came with the package, by name (`pneumonia` for pneumonia-128)."""
-    return {p.stem.rsplit("-", 1)[0]: p for p in sorted(weights_folder().glob("*.safetensors"))}
+    return {p.stem.rsplit("-", 1)[0]: p for p in sorted(weights_folder().glob("*-*.safetensors"))}
 
 
 def weights_folder() -> Path:

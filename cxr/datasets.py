@@ -36,7 +36,8 @@ class Dataset:
     images: uint8 [N, R, R], read-only and memory-mapped; labels: int64 [N], 1 is positive;
     patients, splits ("train", "val" or "test") and paths: one per image; classes: the negative
     and the positive class; name: for tables; rule: how the splits were made; unreadable: {path:
-    reason} of the images that are not among these.
+    reason} of the images that are not among these; sources, scanners: one per image, None where the
+    data do not say it.
     """
 
     images: np.ndarray
@@ -48,6 +49,8 @@ class Dataset:
     name: str
     rule: str = SPLIT_RULE
     unreadable: dict[str, str] = field(default_factory=dict)
+    sources: tuple[str | None, ...] = ()
+    scanners: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,9 +124,18 @@ def open_dataset(
         name=Path(data).stem,
         rule=listing.rule,
         unreadable=unreadable,
+        sources=tuple(item.source for item in items),
+        scanners=tuple(item.scanner for item in items),
     )
     _report_twins(dataset)
     return dataset
+
+
+def left_out(info: dict, data: str | Path) -> dict[str, str]:
+    """The option `leave_out` with which a model was trained, where DATA is its own data set. info:
+    of the model."""
+    own = info["provenance"].get("data") == Path(data).stem
+    return {"leave_out": info["leave_out"]} if own and info.get("leave_out") else {}
 
 
 def balanced_batch(

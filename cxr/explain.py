@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, attribution, images, inversion
+from cxr import CxrError, UsageError, attribution, images, inversion, lungs
 from cxr.checkpoints import Model, load_classifier, load_model, shipped, weights_folder
 from cxr.classifier import to_tensor
 from cxr.cnn.fingerprint import fingerprint, same
@@ -44,6 +44,7 @@ def explain(
     frames: int = 17,
     restarts: int = 2,
     refine: int = 60,
+    within: str | None = None,
     seed: int = 0,
     device: str = "auto",
     timer: Timer = untimed,
@@ -60,6 +61,7 @@ def explain(
     restarts : number of inversions, each from another starting point; the best one is shown and
         the spread of all is reported
     refine : number of gradient steps after the encoder
+    within : "lungs": the overlay changes the image in the lungs alone; by default anywhere
     seed : random seed of the noise and the restarts
     device : the device for a model that is loaded from a file; a `Model` stays on its device
     timer : a function from the name of a part to a context manager around it, for benchmarks
@@ -73,15 +75,30 @@ def explain(
         x = prepare(image, model)
     with timer("gradient"), exactly():
         logit, plain_maps = at_image(x, model)
-    traversal = traverse(x, logit, model, frames, restarts, refine, seed, timer)
+    lung = lungs.find(x)
+    traversal = traverse(
+        x, logit, model, frames, restarts, refine, seed, timer, _region(lung, within)
+    )
     with timer("heat_maps"), exactly():
         maps, error = heat_maps(traversal, model, plain_maps)
     with timer("measure"):
         named = str(image) if isinstance(image, (str, Path)) else None
-        numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
+        numbers = {"image": named, **measure(traversal, model, lung), "completeness_error": error}
+        numbers["within"] = within
         numbers["pixel_spacing"] = images.pixel_spacing(image) if named else None
         numbers["warnings"] = doubts(numbers, model)
     return Explanation(**vars(traversal), maps=maps, numbers=numbers)
+
+
+def _region(lung: Tensor, within: str | None) -> Tensor | float:
+    """Where the overlay may change an image. lung: bool [1, 1, R, R]; within: as of `explain`."""
+    if within is None:
+        return 1.0
+    if within != "lungs":
+        raise UsageError(f"within is lungs or nothing, not {within!r}")
+    if not lung.any():
+        raise CxrError("no lungs are found in it: leave --within out")
+    return lungs.around(lung)
 
 
 def exactly() -> contextlib.AbstractContextManager:
@@ -99,9 +116,10 @@ def traverse(
     refine: int,
     seed: int,
     timer: Timer,
+    region: Tensor | float = 1.0,
 ) -> Traversal:
     """Invert an image [1, 1, R, R] with known logit [1], and draw its path twice: as the generator
-    draws it, and as an overlay on the image."""
+    draws it, and as an overlay on the image, of which `region` may change (see `lay_over`)."""
     with timer("invert"):
         with torch.no_grad():
             codes = model.encoder(x)
@@ -117,7 +135,7 @@ def traverse(
             logits = model.classifier(drawn)
     with timer("lay_over"):
         dose = max(inverted.codes.z2[0].norm().item(), 1e-6) if logit > 0 else 0.0
-        overlay = lay_over(x, path, dose, model.classifier, logit)
+        overlay = lay_over(x, path, dose, model.classifier, logit, region)
         with torch.no_grad():
             overlaid = overlay(doses)
             overlaid_logits = model.classifier(overlaid)

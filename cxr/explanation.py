@@ -166,8 +166,8 @@ class Explanation(Traversal):
 
 
 @torch.no_grad()
-def measure(t: Traversal, model: Model) -> dict:
-    """The numbers of a path for explanation.json."""
+def measure(t: Traversal, model: Model, lung: Tensor) -> dict:
+    """The numbers of a path for explanation.json. lung: bool [1, 1, R, R]."""
     logits = t.logits
     change = (logits[-1] - logits[0]).abs().clamp_min(1e-6)
     mean = model.buffers.get("mean_image")
@@ -185,7 +185,7 @@ def measure(t: Traversal, model: Model) -> dict:
         "logit_gap": (logits - model.logit(t.doses)).abs().median().item(),
         "largest_jump": (logits.diff().abs().max() / change).item(),
         "reconstruction": _reconstruction(t, model),
-        "counterfactual": _counterfactual(t),
+        "counterfactual": _counterfactual(t, lung),
         "restarts": _restarts(t),
         "directions": [] if t.diseased else _directions(t, model),
         "likeness": None if mean is None else likeness(t.image, mean).item(),
@@ -207,7 +207,7 @@ def _reconstruction(t: Traversal, model: Model) -> dict[str, float]:
     }
 
 
-def _counterfactual(t: Traversal) -> dict:
+def _counterfactual(t: Traversal, lung: Tensor) -> dict:
     """The path's end that is of the other class, as drawn and as the overlay (`overlaid`)."""
     frame = 0 if t.diseased else len(t.doses) - 1
     end, reconstruction = t.frames[frame], t.reconstructions[0]
@@ -223,7 +223,16 @@ def _counterfactual(t: Traversal) -> dict:
         "changed_pixels": _changed(reconstruction, end),
         "l1_overlaid": _l1(t.image - t.overlaid[frame]),
         "changed_overlaid": _changed(t.image[0], t.overlaid[frame]),
+        "outside_lung": _outside(reconstruction - end, lung),
+        "outside_lung_overlaid": _outside(t.image[0] - t.overlaid[frame], lung),
     }
+
+
+def _outside(change: Tensor, lung: Tensor) -> float | None:
+    """The share of a change [1, R, R] outside the lungs, None if none are found."""
+    if not lung.any():
+        return None
+    return share(change.abs(), ~lung[0])
 
 
 def _restarts(t: Traversal) -> dict:
@@ -252,6 +261,11 @@ def _directions(t: Traversal, model: Model) -> list[dict]:
         {"probability": p, "accepted": p > 0.5, "l1": _l1(end - t.frames[0])}
         for p, end in zip(probabilities, ends)
     ]
+
+
+def share(size: Tensor, where: Tensor) -> float:
+    """The share of a sum that lies in a mask."""
+    return (size[where].sum() / size.sum().clamp_min(1e-12)).item()
 
 
 def _changed(x: Tensor, y: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,20 +109,44 @@ def pixel_spacing(path: str | Path) -> list[float] | None:
 def square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
     """Image [H, W] in [0, 1] -> uint8 [size, size], never squashed.
 
-    `fit` is "crop" (the central square) or "pad" (black bars on the short sides). Resized with an
-    antialiased bicubic filter, which is smooth in both directions. Raises UsageError on another
-    `fit`.
+    `fit` is "crop" (the central square), "pad" (black bars on the short sides) or "lungs" (the
+    square around the lungs, see `lungs.box`). Resized with an antialiased bicubic filter, which is
+    smooth in both directions. Raises UsageError on another `fit`, CxrError where there are no lungs.
     """
-    height, width = image.shape
     if fit == "crop":
         image = _central_square(image)
     elif fit == "pad":
-        side = max(height, width)
-        tall, wide = side - height, side - width
-        image = np.pad(image, ((tall // 2, tall - tall // 2), (wide // 2, wide - wide // 2)))
+        image = _padded(image)
+    elif fit == "lungs":
+        top, left, side = lung_square(image)
+        image = image[top : top + side, left : left + side]
     else:
-        raise UsageError(f"fit is 'crop' or 'pad', not {fit!r}")
+        raise UsageError(f"fit is crop, pad or lungs, not {fit!r}")
     return _bytes(resize(image, size))
+
+
+def lung_square(image: np.ndarray) -> tuple[int, int, int]:
+    """(top, left, side) of the square around the lungs of an image [H, W] in [0, 1]. Raises
+    CxrError where no lungs are found."""
+    import torch  # only here: reading an image needs no network
+
+    from cxr import lungs
+
+    height, width = image.shape
+    whole = max(height, width)
+    small = resize(_padded(image), lungs.LungFinderConfig.size)
+    found = lungs.find(torch.from_numpy(small)[None, None])[0, 0]
+    down, across = (whole - height) // 2, (whole - width) // 2  # the bars
+    top, left, side = (round(n * whole / len(small)) for n in lungs.box(found))
+    side = min(side, height, width)
+    top, left = min(max(top - down, 0), height - side), min(max(left - across, 0), width - side)
+    return top, left, side
+
+
+def _padded(image: np.ndarray) -> np.ndarray:
+    side = max(image.shape)
+    tall, wide = (side - length for length in image.shape)
+    return np.pad(image, ((tall // 2, tall - tall // 2), (wide // 2, wide - wide // 2)))
 
 
 def _bytes(unit: np.ndarray) -> np.ndarray:
@@ -150,7 +174,12 @@ def load(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
     """
     pixels, low, high = _read_stored(Path(path))
     if fit != "crop":
-        return square(_unit(pixels, low, high), size, fit)
+        try:
+            return square(_unit(pixels, low, high), size, fit)
+        except UsageError:
+            raise
+        except CxrError as refusal:
+            raise CxrError(f"{path}: {refusal}") from None
     pixels = _central_square(pixels)
     narrow = np.empty((len(pixels), size), np.float32)
     for start in range(0, len(pixels), 256):
@@ -160,11 +189,39 @@ def load(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
     return _bytes(resize(narrow, size))
 
 
-def load_mask(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
-    """A mask, bool [size, size], brought to size as its image is; it may be empty. Raises
-    CxrError."""
+def load_mask(path: str | Path, image: str | Path, size: int, fit: str = "crop") -> np.ndarray:
+    """The mask of an image file, bool [size, size], brought to size as the image is; it may be
+    empty. Raises CxrError."""
     pixels = _pixels(Path(path)).astype(np.float32)
-    return square(pixels / max(pixels.max(), 1), size, fit) > 127
+    return mask_square(pixels / max(pixels.max(), 1), image, size, fit)
+
+
+def load_boxes(boxes: Sequence, image: str | Path, size: int, fit: str = "crop") -> np.ndarray:
+    """What lies in boxes (x, y, width, height, as shares of the width and height of an image file),
+    bool [size, size], brought to size as the image is; it may be empty. Raises CxrError."""
+    height, width = read(image).shape
+    inside = np.zeros((height, width), np.float32)
+    for x, y, wide, high in boxes:
+        rows, columns = (
+            slice(max(round(first * n), 0), max(round((first + length) * n), 0))
+            for first, length, n in ((y, high, height), (x, wide, width))
+        )
+        inside[rows, columns] = 1
+    return mask_square(inside, image, size, fit)
+
+
+def mask_square(mask: np.ndarray, image: str | Path, size: int, fit: str) -> np.ndarray:
+    """A mask [h, w] in [0, 1] of all of an image file, of whatever size, bool [size, size], brought
+    to size as the image is."""
+    if fit != "lungs":
+        return square(mask, size, fit) > 127
+    whole = read(image)
+    rows, columns = (
+        slice(round(first * small / length), round((first + side) * small / length))
+        for *places, side in [lung_square(whole)]
+        for first, length, small in zip(places, whole.shape, mask.shape)
+    )
+    return _bytes(resize(mask[rows, columns], size)) > 127
 
 
 def find_images(path: str | Path) -> list[Path]:

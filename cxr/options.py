@@ -124,9 +124,10 @@ device_option = click.option(
 
 fit_option = click.option(
     "--fit",
-    type=click.Choice(("crop", "pad")),
+    type=click.Choice(("crop", "pad", "lungs")),
     default="crop",
-    help="How to make an image square: crop to its centre, or pad with black bars.",
+    help="How to make an image square: crop to its centre, pad with black bars, or crop to the lungs, "
+    "which a network finds.",
 )
 
 
@@ -135,6 +136,14 @@ refine_option = click.option(
     type=click.IntRange(0),
     default=60,
     help="Number of optimisation steps of the inversion.",
+)
+
+
+within_option = click.option(
+    "--within",
+    type=click.Choice(("lungs",)),
+    help="Let the overlay change the image in the lungs alone, which a network finds.",
+    show_default="anywhere",
 )
 
 
@@ -163,6 +172,11 @@ data_options = stack(
         metavar="REGEX",
         help="Regular expression whose first group, matched in a file's name, is the patient.",
     ),
+    click.option(
+        "--leave-out",
+        metavar="SOURCE",
+        help="A table's source=NAME or scanner=NAME: its patients are tested, and not trained on.",
+    ),
 )
 
 
@@ -173,7 +187,15 @@ judging_options = stack(
         help="Folder of disease masks, each with the name of its image.",
     ),
     click.option(
-        "--lungs", metavar="FOLDER", help="Folder of lung masks, each with the name of its image."
+        "--boxes",
+        metavar="CSV",
+        help="In place of masks, boxes: name, x, y, width, height, as shares of the image's sides.",
+    ),
+    click.option(
+        "--lungs",
+        metavar="FOLDER",
+        help="Folder of lung masks, each with the name of its image.",
+        show_default="found by a network",
     ),
     click.option(
         "--oracle",

@@ -62,13 +62,15 @@ def lay_over(
     own: float,
     classifier: nn.Module,
     logit: Tensor,
+    region: Tensor | float = 1.0,
 ) -> Overlay:
     """The overlay on an image [1, 1, R, R], with the mask that the classifier needs. along, own: as
-    in `Overlay`; logit: the classifier's logit [1] of the image."""
-    whole = Overlay(image, along, own)
+    in `Overlay`; logit: the classifier's logit [1] of the image; region: where the image may change,
+    [1, 1, R, R] in [0, 1]."""
+    whole = Overlay(image, along, own, region)
     with torch.no_grad():
         end = whole(torch.tensor([whole.other], device=image.device))
-    return Overlay(image, along, own, needed(image, end, classifier, logit))
+    return Overlay(image, along, own, region * needed(image, end, classifier, logit))
 
 
 def needed(x: Tensor, y: Tensor, classifier: nn.Module, logit: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Misfit(ValueError):
 def check_info(info: dict) -> None:
     """Raises Misfit unless these are the metadata of a model: the attributes of `Model.info`."""
     _need(info.get("size") in SIZES and type(info["size"]) is int, "size", "32, 64, 128 or 256")
-    _need(info.get("fit") in ("crop", "pad"), "fit", "crop or pad")
+    _need(info.get("fit") in ("crop", "pad", "lungs"), "fit", "crop, pad or lungs")
     check_classes(info.get("classes"))
     for name in ("configs", "provenance", "metrics", "thresholds"):
         _need(isinstance(info.get(name), dict), name, "a dictionary")
@@ -67,7 +67,8 @@ def check_info(info: dict) -> None:
         sound = sound and isinstance(told.get("weights"), str)
         _need(sound, "fingerprint", "a text `weights` and four numbers `answers`")
     _need(type(info.get("fold", 0)) is int and 0 <= info.get("fold", 0) < 10, "fold", "0 to 9")
-    _need(isinstance(info.get("split", ""), str), "split", "a text")
+    for name in ("split", "leave_out"):
+        _need(isinstance(info.get(name, ""), str), name, "a text")
     logits = info.get("logits", [0, 1])
     rising = isinstance(logits, list) and len(logits) == 2 and all(map(_is_number, logits))
     rising = rising and logits[1] - logits[0] > 1e-3  # a dose is a share of their distance

@@ -181,6 +181,8 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
         "metrics": {"classifier": classifier_metrics(network, data, "test", device)},
         "thresholds": {"likeness": likeness_threshold(data, mean)},
     }
+    if config.leave_out:
+        info["leave_out"] = config.leave_out
     return Model({"classifier": network}, info, {"mean_image": mean})
 
 

@@ -93,7 +93,8 @@ def open_data(config: Config, model: Model) -> Dataset:
         raise UsageError(f"the classifier sees {size} pixels: choose the preset of that size")
     classes = model.info.get("classes", [config.negative])
     prepared = size, model.info.setdefault("fit", "crop"), model.info.get("fold", 0)
-    data = datasets.open_dataset(config.data, *prepared, **config.asked(classes[0]))
+    asked = datasets.left_out(model.info, config.data) | config.asked(classes[0])
+    data = datasets.open_dataset(config.data, *prepared, **asked)
     if model.info.setdefault("classes", list(data.classes)) != list(data.classes):
         told, held = (" and ".join(names) for names in (classes, data.classes))
         raise UsageError(f"the classifier tells {told} apart, the data hold {held}")

@@ -561,7 +561,7 @@ def test_a_mask_may_be_empty_and_of_any_depth(tmp_path):
     for full in (0, 1, 255):
         mask[10:20, 10:20] = full
         film.write_png(tmp_path / "mask.png", mask)
-        found = images.load_mask(tmp_path / "mask.png", 40)
+        found = images.load_mask(tmp_path / "mask.png", tmp_path / "x.png", 40)
         assert found.dtype == bool and np.array_equal(found, mask > 0)
 
 

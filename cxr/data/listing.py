@@ -13,7 +13,7 @@ from cxr import CxrError, UsageError, console
 from cxr.data import dicom, patients
 from cxr.data.folders import DICOM, SUFFIXES, is_image, scan
 from cxr.data.patients import SPLIT_RULE, SPLITS, split_of
-from cxr.data.spreadsheet import SPLIT_NAMES, Reading, Row, read_table
+from cxr.data.spreadsheet import GROUPS, SPLIT_NAMES, Reading, Row, read_table
 
 NEGATIVE_NAMES = {"normal", "negative", "nofinding", "healthy", "control", "0"}
 LONGEST = 60  # characters of several classes' names together
@@ -24,6 +24,8 @@ class Item(NamedTuple):
     label: int  # 1 is diseased
     patient: str
     split: str
+    source: str | None = None
+    scanner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,34 @@ def list_data(data: Path, reading: Reading, fold: int = 0) -> Listing:
     patients.report(names, told)
     splits, rule = _splits(data, rows, [t.patient for t in told], fold)
     items = [
-        Item(row.path, labels[place], t.patient, split)
+        Item(row.path, labels[place], t.patient, split, row.source, row.scanner)
         for row, place, t, split in zip(rows, kept, told, splits)
     ]
+    if reading.leave_out:
+        items, rule = (
+            _leave_out(data, items, reading.leave_out),
+            f"{rule}; {reading.leave_out}: test",
+        )
     return Listing(items, classes, rule)
+
+
+def _leave_out(data: Path, items: list[Item], what: str) -> list[Item]:
+    """The items, with all patients of a source or a scanner (`source=NAME`) in the test split."""
+    kind, _, name = what.partition("=")
+    if kind not in GROUPS or not name:
+        raise UsageError(f"--leave-out {what}: say source=NAME or scanner=NAME")
+    counts = Counter(value for item in items if (value := getattr(item, kind)))
+    if not counts:
+        raise UsageError(f"--leave-out {what}: {data} has no column {kind}")
+    if name not in counts:
+        raise UsageError(f"--leave-out {what}: {data} has no such {kind}; {_have(counts)}")
+    patients = {item.patient for item in items if getattr(item, kind) == name}
+    left = [item for item in items if item.patient in patients]
+    console.say(
+        f"{data}: the {len(left):,} images of the {len(patients):,} patients of {kind} {name} are "
+        "left out of the training, and in the test split"
+    )
+    return [i._replace(split="test") if i.patient in patients else i for i in items]
 
 
 def _patient_id(path: str) -> str | None:

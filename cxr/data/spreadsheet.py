@@ -34,7 +34,10 @@ COLUMNS = {
         ("patientid", "patientkey", "subject", "subjectid", "sub"),
     ),
     "split": (("split",), ("subset", "partition", "datasettype")),
+    "source": (("source",),),
+    "scanner": (("scanner",),),
 }  # fmt: skip
+GROUPS = ("source", "scanner")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
                "validation": "val", "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
 UNCERTAIN = {"", "-1", "nan"}  # labels that say neither yes nor no
@@ -48,7 +51,8 @@ class Row(NamedTuple):
     """One image.
 
     name: its path as the data name it, with forward slashes; path: its file; findings: what it
-    shows, None where that is uncertain; told: its patient, if a table says; split: if one says.
+    shows, None where that is uncertain; told: its patient, if a table says; split, source, scanner:
+    if one says.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Row(NamedTuple):
     findings: frozenset[str] | None
     told: Told | None = None
     split: str | None = None
+    source: str | None = None
+    scanner: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,8 @@ class Reading:
 
     negative, positive: the names of the healthy and of the diseased class; one is enough: all else
     is the other. path_column, label_column, patient_column: of a table, where their names do not
-    say it; patient_pattern: a regular expression, as of `tell_patients`.
+    say it; patient_pattern: a regular expression, as of `tell_patients`; leave_out: SOURCE or
+    scanner of a table, as `source=NAME`, whose patients are all in the test split.
     """
 
     negative: str | None = None
@@ -73,6 +80,7 @@ class Reading:
     label_column: str | None = None
     patient_column: str | None = None
     patient_pattern: str | None = None
+    leave_out: str | None = None
 
     def asked(self, healthy: str | None = None) -> dict[str, str]:
         """The options that were given, by name; `healthy` where neither class was named."""
@@ -105,7 +113,10 @@ def read_table(table: Path, reading: Reading) -> list[Row]:
     paths = _find_files(table, list(merged))
     splits = columns.splits(merged.values())
     return [
-        Row(name, path, columns.findings(group), columns.patient(group), split)
+        Row(
+            *(name, path, columns.findings(group), columns.patient(group), split),
+            *(columns.first(kind, group) for kind in GROUPS),
+        )
         for (name, group), path, split in zip(merged.items(), paths, splits)
     ]
 
@@ -157,8 +168,9 @@ class _Columns:
 
     def __init__(self, table: Path, header: Sequence[str], reading: Reading):
         self.table, self.header = table, list(header)
-        options = (reading.path_column, reading.label_column, reading.patient_column, None)
-        self.place = {kind: self._find(kind, name) for kind, name in zip(COLUMNS, options)}
+        self.place = {
+            kind: self._find(kind, getattr(reading, f"{kind}_column", None)) for kind in COLUMNS
+        }
         if self.place["path"] is None:  # RSNA calls an image by its patient
             self.place["path"] = self.place["patient"]
         names = (reading.positive, reading.negative)
@@ -182,8 +194,8 @@ class _Columns:
                 listed = " or ".join(self.header[place] for place in places)
                 raise UsageError(
                     f"{self.table}: is the {kind} in column {listed}? Say --{kind}-column"
-                    if kind != "split"
-                    else f"{self.table}: is the split in column {listed}? Keep one of them"
+                    if f"{kind}_column" in Reading.__dataclass_fields__
+                    else f"{self.table}: is the {kind} in column {listed}? Keep one of them"
                 )
             if places:
                 return places[0]
@@ -241,6 +253,10 @@ class _Columns:
             )
         rule = f"column {self.called('patient')} of the table"
         return Told(next(iter(named)), rule) if named else None
+
+    def first(self, kind: str, group: Sequence[tuple[int, dict[str, str]]]) -> str | None:
+        """What the first line that says anything says of an image."""
+        return next((value for _, values in group if (value := values.get(kind))), None)
 
     def splits(self, groups: Iterable[Sequence[tuple[int, dict[str, str]]]]) -> list[str | None]:
         """What the column of splits says of each image; nothing, and so told, if it says others."""

@@ -1,5 +1,6 @@
 """How good the explanation of each image is: all measures that are taken image by image."""
 
+import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,18 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, images, metrics
+from cxr import CxrError, UsageError, images, lungs, metrics
 from cxr.attribution import magnitude
 from cxr.checkpoints import Model
 from cxr.classifier import to_tensor
 from cxr.datasets import Dataset
+from cxr.device import rng
 from cxr.evaluation import heatmaps
 from cxr.evaluation.intervals import Figures
+from cxr.evaluation.realism import pools
 from cxr.explain import explain
-from cxr.explanation import CHANGED, Explanation, rejections
+from cxr.explanation import CHANGED, Explanation, rejections, share
 from cxr.inversion import Codes
 
+Places = dict[str, Path | list[tuple[float, ...]]]  # mask files or boxes, by the image's stem
+
 HEALTHY = 256  # most healthy training images from which a baseline for deletion is chosen
+DRAWS = 3  # of the noise under which a map should not move
+NOISE = 0.01  # its standard deviation, of the range
 GROUP = 4  # images judged at once, as many as a discriminator compares
 
 
@@ -26,27 +33,34 @@ GROUP = 4  # images judged at once, as many as a discriminator compares
 class Judge:
     """Explains rows of a data set and measures each explanation.
 
-    A figure is NaN if the image does not define it. oracle: the independent classifier; masks,
-    lungs: files with the masks of the disease and of the lungs, by the stem of the image's name.
+    A figure is NaN if the image does not define it. oracle: the independent classifier; masks: where
+    the disease is, by the stem of the image's name; lungs: the same of the lungs, which are found
+    where no mask is given; refine, within, seed: as of `explain`.
     """
 
     model: Model
     data: Dataset
     oracle: nn.Module | None = None
-    masks: dict[str, Path] = field(default_factory=dict)
-    lungs: dict[str, Path] = field(default_factory=dict)
+    masks: Places = field(default_factory=dict)
+    lungs: Places = field(default_factory=dict)
     refine: int = 60
     seed: int = 0
+    within: str | None = None
 
     def __post_init__(self) -> None:
         self.device = self.model.generator.const.device
         self.mean_difference = class_difference(self.data)
         self.healthy = self.healthy_images()  # [H, 1, R, R]
         self.thresholds: dict[str, float] = {}
+        self.apart = typical_distance(self.oracle, self.data, self.device)
 
     def explain(self, row: int, model: Model | None = None) -> Explanation:
-        x = to_tensor(self.data.images[row : row + 1], self.device)
-        return explain(x, model or self.model, refine=self.refine, seed=self.seed)
+        return self.of(to_tensor(self.data.images[row : row + 1], self.device), model)
+
+    def of(self, x: Tensor, model: Model | None = None) -> Explanation:
+        """The explanation of an image [1, 1, R, R]."""
+        options = {"refine": self.refine, "within": self.within, "seed": self.seed}
+        return explain(x, model or self.model, **options)
 
     def judge(self, rows: np.ndarray, explanations: list[Explanation]) -> list[Figures]:
         """The figures of each row, from its explanation; at most GROUP rows."""
@@ -82,31 +96,33 @@ class Judge:
         if self.oracle is not None:
             for name, x in (("oracle_validity", end), ("oracle_validity_overlaid", overlaid)):
                 figures[name] = float((self.oracle(x[None]).item() > 0) != e.diseased)
-        lung = self.place(self.lungs, row)
+        for name, x in (("", end), ("_overlaid", overlaid)):
+            figures["cout" + name] = heatmaps.cout(
+                self.model.classifier, e.image, x[None], e.diseased
+            )
+            if self.apart:
+                a, b = (self.oracle.features(t) for t in (e.image, x[None]))
+                figures["perceptual" + name] = ((a - b).norm() / self.apart).item()
+        lung = self.lung(e, row)
         if lung is not None:
-            for name, change in (
-                ("", e.reconstructions[0] - end),
-                ("_overlaid", e.image[0] - overlaid),
-            ):
-                size = change[0].abs().cpu().numpy()
-                figures["outside_lung" + name] = float(size[~lung].sum() / max(size.sum(), 1e-12))
-            figures["outside_area"] = float(np.mean(~lung))
+            outside = torch.from_numpy(~lung).to(self.device)[None]
+            changes = {"": e.reconstructions[0] - end, "_overlaid": e.image[0] - overlaid}
+            for name, change in changes.items():
+                figures["outside_lung" + name] = share(change.abs(), outside)
+            figures["outside_area"] = outside.float().mean().item()
         return _under("counterfactual", figures)
 
     @torch.no_grad()
     def disentanglement(self, e: Explanation, row: int) -> Figures:
-        """Whether the structure stays the same along the path, and whether dose 0 is healthy.
-
-        The overlap of the lungs at the path's two ends is not measured: it needs a network that
-        finds diseased lungs, too. What surrounds the lungs is compared instead.
-        """
+        """Whether the structure stays the same along the path, and whether dose 0 is healthy."""
         ends = e.frames[:1], e.frames[-1:]
         same = (ends[0] - ends[1])[0, 0].abs() <= 2 * CHANGED
         figures = {"structure_ssim": heatmaps.ssim_where(*ends, same)}
-        lung = self.place(self.lungs, row)
+        lung = self.lung(e, row)
         if lung is not None:
             outside = torch.from_numpy(~lung).to(self.device)
             figures["outside_lung_ssim"] = heatmaps.ssim_where(*ends, outside)
+        figures["lung_overlap"] = lungs.iou(*(lungs.find(end) for end in ends)).item()
         if self.data.labels[row]:
             figures["inverted_healthy"] = float(e.logits[0] < 0)
             if self.oracle is not None:
@@ -143,11 +159,13 @@ class Judge:
         return torch.where(verdict == donor, torch.nan, (mixed == donor).float()).tolist()
 
     def maps(self, e: Explanation, row: int) -> dict[str, Tensor]:
-        """The explanation's maps and the maps that ask no classifier, [R, R] each, with signs."""
-        maps = e.maps | heatmaps.trivial_maps(e.image, int(row))
+        """The explanation's maps, what its overlay changes, and the maps that ask no classifier,
+        [R, R] each, with signs."""
+        maps = e.maps | {"overlay": e.image[0, 0] - e.counterfactual()}
+        maps |= heatmaps.trivial_maps(e.image, int(row))
         if self.mean_difference is not None:
             maps["mean_difference"] = self.mean_difference.to(self.device)
-        lung = self.place(self.lungs, row)
+        lung = self.lung(e, row)
         if lung is not None:
             maps["lung_mask"] = torch.from_numpy(lung).to(self.device).float()
         return maps
@@ -220,13 +238,52 @@ class Judge:
                     figures["randomisation", name, "magnitude"] = alike(*map(magnitude, pair))
         return figures
 
-    def place(self, files: dict[str, Path], row: int) -> np.ndarray | None:
-        """The mask of a row's image, bool [R, R], prepared as the image was. None if there is no
-        file or the mask is empty."""
-        path = files.get(Path(self.data.paths[row]).stem)
-        if path is None:
+    def stability(self, e: Explanation, row: int) -> Figures:
+        """How far the image is from its reconstruction's reconstruction (composition) and from where
+        its counterfactual's own explanation leads back (reversibility), and how far each map moves
+        under noise. Five more explanations are made for this."""
+        end = e.frames[e.numbers["counterfactual"]["frame"]][None]
+        again, back = (self.of(x) for x in (e.reconstructions[:1], end))
+        home = back.frames[(back.doses - e.overlay.own).abs().argmin()]
+        pairs = {"composition": again.reconstructions[0], "reversibility": home}
+        far = {name: (x - e.image[0]).abs().mean().item() / 2 for name, x in pairs.items()}
+        moved: dict[str, list[float]] = {}
+        for draw in range(DRAWS):
+            noise = 2 * NOISE * torch.randn(e.image.shape, generator=rng(self.seed, int(row), draw))
+            noisy = self.of((e.image + noise.to(self.device)).clamp(-1, 1))
+            for name, heat in e.maps.items():
+                change = (noisy.maps[name] - heat).norm() / heat.norm().clamp_min(1e-12)
+                moved.setdefault(name, []).append(change.item())
+        figures = {("stability", name, "max_sensitivity"): max(m) for name, m in moved.items()}
+        return _under("counterfactual", far) | figures
+
+    def features(self, e: Explanation) -> dict[str, list[float]]:
+        """The independent classifier's features of the counterfactual and of its overlay; empty if it
+        has none."""
+        if not self.apart:
+            return {}
+        frame = e.numbers["counterfactual"]["frame"]
+        with torch.no_grad():
+            ends = self.oracle.features(torch.stack([e.frames[frame], e.overlaid[frame]]))
+        return dict(zip(("fid", "fid_overlaid"), ends.float().tolist()))
+
+    def lung(self, e: Explanation, row: int) -> np.ndarray | None:
+        """The lungs of a row's image, bool [R, R]: its mask, else those that are found in it. None
+        if there are none."""
+        lung = self.place(self.lungs, row)
+        if lung is None:
+            lung = lungs.find(e.image)[0, 0].cpu().numpy()
+        return lung if lung.any() else None
+
+    def place(self, places: Places, row: int) -> np.ndarray | None:
+        """The mask of a row's image, bool [R, R], prepared as the image was. None if there is none
+        or it is empty."""
+        image, info = self.data.paths[row], self.model.info
+        found = places.get(Path(image).stem)
+        if found is None:
             return None
-        mask = images.load_mask(path, self.model.info["size"], self.model.info["fit"])
+        load = images.load_mask if isinstance(found, Path) else images.load_boxes
+        mask = load(found, image, info["size"], info["fit"])
         return mask if mask.any() else None
 
 
@@ -237,6 +294,19 @@ def path(e: Explanation) -> Figures:
     figures = {name: e.numbers[name] for name in ("logit_gap", "largest_jump")}
     figures["spearman"] = metrics.spearman(e.doses.cpu().numpy(), e.logits.cpu().numpy())
     return _under("path", figures)
+
+
+@torch.no_grad()
+def typical_distance(oracle: nn.Module | None, data: Dataset, device: torch.device) -> float:
+    """The mean distance of two images of different patients in the features of the independent
+    classifier, over 64 random pairs; 0 if it has no features."""
+    if not pools(oracle, data, device):
+        return 0.0
+    rows = np.random.default_rng(0).permutation(len(data))[:128]
+    x = oracle.features(to_tensor(data.images[rows], device)).float()
+    a, b = x[: len(x) // 2], x[len(x) // 2 : len(x) // 2 * 2]
+    other = [data.patients[i] != data.patients[j] for i, j in zip(rows, rows[len(a) :])]
+    return (a - b).norm(dim=1)[torch.tensor(other)].mean().item() if any(other) else 0.0
 
 
 def alike(a: Tensor, b: Tensor) -> float:
@@ -281,6 +351,35 @@ def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[st
     if twice := [stem for stem in set(stems) if stems.count(stem) > 1]:
         raise CxrError(f"{option} {folder}: two images are called {twice[0]}; rename one")
     return files
+
+
+def boxes_of(table: str | Path, data: Dataset) -> Places:
+    """Boxes around the disease, by the stem of the image's name: from a CSV table with a column
+    `name` or `path` and x, y (of the upper left corner), width, height, as shares of the image's
+    width and height. A line without numbers says that there is none.
+
+    Raises CxrError if it is malformed, UsageError if no box belongs to an image.
+    """
+    places: dict[str, list[tuple[float, ...]]] = {}
+    try:
+        number = 1
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            for number, line in enumerate(csv.DictReader(file), 2):
+                name = line.get("name") or line.get("path")
+                cells = [line.get(key) for key in ("x", "y", "width", "height")]
+                if not name or None in cells:
+                    raise ValueError("columns name (or path), x, y, width, height are needed")
+                if not any(cells):
+                    continue
+                values = tuple(map(float, cells))
+                if not all(-0.5 <= value <= 1.5 for value in values):  # some reach beyond it
+                    raise ValueError("shares from 0 to 1 are needed: divide pixels by the image's")
+                places.setdefault(Path(name.replace("\\", "/")).stem, []).append(values)
+    except (ValueError, UnicodeError, csv.Error) as error:
+        raise CxrError(f"--boxes {table}, line {number}: {error}") from None
+    if not places.keys() & {Path(name).stem for name in data.paths}:
+        raise UsageError(f"--boxes {table}: no name there is that of an image of {data.name}")
+    return places
 
 
 def _under(part: str, figures: dict[str, float], *method: str) -> Figures:

@@ -1,7 +1,7 @@
 """Can classifier, GAN and explanations be trusted? This module writes `evaluation.json`.
 
 `inputs` opens the inputs, `cases` judges single images, `stages` runs the long stages, `realism`
-compares random lungs with real ones, and `registry` declares all measures.
+compares random lungs with real ones, and `measures` declares all measures.
 """
 
 import json
@@ -17,6 +17,7 @@ from cxr.evaluation.inputs import Inputs, Options, open_inputs
 from cxr.evaluation.intervals import without_nan
 from cxr.evaluation.journal import Journal
 from cxr.evaluation.realism import CHUNK, drawn_rows, pools
+from cxr.evaluation.shortcuts import shortcuts
 from cxr.evaluation.stages import Measured, measure
 from cxr.explanation import versions
 from cxr.files import only_writer, write_text
@@ -94,7 +95,7 @@ def _measure(
     if EXPLAINER <= inputs.model.networks.keys():
         judge = Judge(
             *(inputs.model, inputs.data, inputs.oracle, inputs.masks, inputs.lungs),
-            *(options.refine, options.seed),
+            *(options.refine, options.seed, options.within),
         )
         rows = drawn_rows(inputs.data, split, options.limit, options.seed)
         measured = measure(judge, rows, split, journal, draws)
@@ -123,6 +124,9 @@ def _set_numbers(inputs: Inputs, split: str, options: Options, journal: Journal)
             "classifier", lambda: classifier_metrics(model.classifier, data, split, inputs.device)
         )
     }
+    numbers |= journal.once(
+        "shortcuts", lambda: shortcuts(model.classifier, data, split, inputs.device)
+    )
     if EXPLAINER <= model.networks.keys() and pools(inputs.oracle, data, inputs.device):
         numbers["generator"] = journal.once(
             "generator", lambda: realism.distances(model, inputs.oracle, data, split, options.seed)

@@ -63,11 +63,12 @@ def iou_curve(heat: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 def localisation(heat: np.ndarray, place: np.ndarray) -> dict[str, float]:
     """How well a map without negative values finds a place: average precision and AUROC over
-    pixels, pointing game, IoU at Otsu's threshold."""
+    pixels, pointing game, share of its sum inside, IoU at Otsu's threshold."""
     return {
         "ap": average_precision(heat, place),
         "auroc": metrics.auroc(heat.ravel(), place.ravel()),
         "pointing": pointing(heat, place),
+        "mass": float(heat[place].sum() / max(heat.sum(), 1e-12)),
         "iou_otsu": iou(heat > otsu(heat), place),
     }
 
@@ -86,13 +87,34 @@ def deletion_insertion(
     """
     chance = torch.randperm(heat.numel(), generator=rng(0)).to(x.device)
     order = chance[heat.flatten()[chance].argsort(descending=True, stable=True)]
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=x.device)
     shares = torch.linspace(0, 1, SHARES + 1, device=x.device)
-    taken = (rank < (shares * len(order))[:, None]).view(-1, *x.shape[1:])  # [S, 1, R, R]
+    taken = _taken(order, shares).view(-1, *x.shape[1:])  # [S, 1, R, R]
     steps = torch.cat([torch.where(taken, baseline, x), torch.where(taken, x, baseline)])
     deletion, insertion = classifier(steps).sigmoid().chunk(2)
     return torch.trapezoid(deletion, shares).item(), torch.trapezoid(insertion, shares).item()
+
+
+@torch.no_grad()
+def cout(classifier: nn.Module, x: Tensor, y: Tensor, diseased: bool) -> float:
+    """The counterfactual transition score (Khorram & Fuxin 2022, section 4), -1 to 1: the area under
+    the probability of the counterfactual's class minus that of the image's, while the pixels of `x`
+    become those of `y`, the ones that differ most first, in 16 shares.
+
+    x, y: image and counterfactual, [1, 1, R, R]; diseased: the classifier's verdict on `x`.
+    """
+    order = (x - y).abs().flatten().argsort(descending=True, stable=True)
+    shares = torch.linspace(0, 1, SHARES + 1, device=x.device)
+    taken = _taken(order, shares).view(-1, *x.shape[1:])
+    probability = classifier(torch.where(taken, y, x)).sigmoid()
+    area = 2 * torch.trapezoid(probability, shares).item() - 1
+    return -area if diseased else area
+
+
+def _taken(order: Tensor, shares: Tensor) -> Tensor:
+    """Which pixels [S, P] are among the first of each share [S], in an order [P] of them."""
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    return rank < (shares * len(order))[:, None]
 
 
 def randomised(classifier: nn.Module, stage: int, seed: int = 0) -> nn.Module:

@@ -11,10 +11,10 @@ from cxr import UsageError
 from cxr.checkpoints import Model, load_model, with_discriminator
 from cxr.classifier import to_tensor
 from cxr.data.spreadsheet import Reading
-from cxr.datasets import Dataset, open_dataset
+from cxr.datasets import Dataset, left_out, open_dataset
 from cxr.device import prepare
 from cxr.evaluation import journal
-from cxr.evaluation.cases import mask_files
+from cxr.evaluation.cases import Places, boxes_of, mask_files
 from cxr.explain import second_classifier, with_classifier
 from cxr.explanation import versions
 
@@ -25,16 +25,18 @@ class Options(Reading):
     called what the model's are.
 
     masks, lungs : folders with a mask of the disease, of the lungs, called like its image
+    boxes : in place of masks, a table of boxes around the disease, as `boxes_of` takes it
     classifier : another classifier than the model's, or a user's own that the model was trained
         with but does not keep, as `load_classifier` takes it
     target, classifier_input : of a classifier of one's own, as `load_classifier` takes them
     oracle : an independently trained classifier, as `load_classifier` takes it
     limit : how many images of the split are explained, drawn by chance; by default all
-    refine : steps of each inversion
+    refine, within : as of `explain`
     resume : go on with the evaluation in the folder
     """
 
     masks: str | Path | None = None
+    boxes: str | Path | None = None
     lungs: str | Path | None = None
     classifier: str | None = None
     target: str | None = None
@@ -42,6 +44,7 @@ class Options(Reading):
     oracle: str | None = None
     limit: int | None = None
     refine: int = 60
+    within: str | None = None
     seed: int = 0
     device: str = "auto"
     resume: bool = False
@@ -54,8 +57,8 @@ class Inputs:
     model: Model
     data: Dataset
     oracle: nn.Module | None  # the independent classifier
-    masks: dict[str, Path]  # of the disease, by the image's stem
-    lungs: dict[str, Path]
+    masks: Places  # of the disease
+    lungs: Places
     device: torch.device
 
     def subject(self, split: str, options: Options) -> dict:
@@ -72,11 +75,12 @@ class Inputs:
             if self.oracle is None
             else [journal.network_digest(self.oracle), _source(options.oracle)],
             "data": journal.data_digest(self.data),
-            "masks": journal.files_digest(self.masks.values()),
-            "lung masks": journal.files_digest(self.lungs.values()),
+            "masks": journal.places_digest(self.masks),
+            "lung masks": journal.places_digest(self.lungs),
             "split": split,
             "limit": options.limit,
             "refine": options.refine,
+            "within": options.within,
             "seed": options.seed,
             "version": versions(),
         }
@@ -98,17 +102,26 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
         model=loaded,
         data=dataset,
         oracle=load_oracle(options.oracle, loaded, dataset, device) if options.oracle else None,
-        masks=mask_files(options.masks, "--masks", dataset),
+        masks=_places(options, dataset),
         lungs=mask_files(options.lungs, "--lungs", dataset),
         device=device,
     )
+
+
+def _places(options: Options, data: Dataset) -> Places:
+    if options.masks and options.boxes:
+        raise UsageError("--masks and --boxes both say where the disease is: give one")
+    if options.boxes:
+        return boxes_of(options.boxes, data)
+    return mask_files(options.masks, "--masks", data)
 
 
 def _open_data(model: Model, data: str | Path, options: Options) -> Dataset:
     """The data set, prepared as the model's training images were."""
     info = model.info
     prepared = info["size"], info["fit"], info.get("fold", 0)
-    dataset = open_dataset(data, *prepared, **options.asked(info["classes"][0]))
+    asked = left_out(info, data) | options.asked(info["classes"][0])
+    dataset = open_dataset(data, *prepared, **asked)
     named = options.negative or options.positive
     if not named and dataset.classes != tuple(info["classes"]):
         raise UsageError(

@@ -8,7 +8,8 @@ import numpy as np
 
 from cxr import metrics
 from cxr.evaluation import heatmaps
-from cxr.evaluation.registry import SHARE, Measure, find
+from cxr.evaluation.measures import SHARE, Measure
+from cxr.evaluation.registry import find
 
 Figures = dict[tuple[str, ...], float]  # of one image; a key holds the names in evaluation.json
 

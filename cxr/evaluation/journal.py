@@ -165,6 +165,14 @@ def files_digest(files: Iterable[Path]) -> str:
     return _digest(*(part for file in files for part in (file.name.encode(), file.read_bytes())))
 
 
+def places_digest(places: dict) -> str:
+    """A digest of mask files, or of boxes by the image's stem."""
+    files = [place for place in places.values() if isinstance(place, Path)]
+    boxes = {stem: place for stem, place in places.items() if not isinstance(place, Path)}
+    described = json.dumps(boxes, sort_keys=True).encode() if boxes else b""
+    return _digest(files_digest(files).encode(), described)
+
+
 def _bytes(tensor) -> np.ndarray:
     return tensor.detach().cpu().double().contiguous().numpy()
 

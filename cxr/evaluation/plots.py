@@ -11,7 +11,8 @@ import numpy as np
 
 from cxr import console, film, metrics
 from cxr.classifier import to_uint8
-from cxr.evaluation.registry import ASKS, METHODS, find, title_of
+from cxr.evaluation.measures import ASKS, METHODS
+from cxr.evaluation.registry import find, title_of
 from cxr.explanation import Explanation
 from cxr.files import replacing
 

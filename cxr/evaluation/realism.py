@@ -166,6 +166,41 @@ def distances(model: Model, oracle: nn.Module, data: Dataset, split: str, seed: 
     }
 
 
+@torch.no_grad()
+def counterfactual_distances(
+    oracle: nn.Module | None,
+    data: Dataset,
+    split: str,
+    seed: int,
+    features: dict[str, list[list[float]]],
+    diseased: np.ndarray,
+) -> dict[str, dict]:
+    """FID of each kind of counterfactual from real images of the class that it was turned into, as of
+    `against_reals`. features: {kind: [N, C]} of the independent classifier; diseased: bool [N], its
+    image's verdict. Empty without features, and where a class has no pair to compare."""
+    pairs: list[
+        tuple[np.ndarray, np.ndarray]
+    ] = []  # places of counterfactuals, rows of real images
+    for label in (0, 1):
+        made = np.flatnonzero(diseased != bool(label))
+        real = [row for row in drawn_rows(data, split, None, seed) if data.labels[row] == label]
+        n = min(len(made), len(real))
+        pairs.append((made[:n], np.array(real[:n], int)))
+    made, real = (np.concatenate(parts) for parts in zip(*pairs))
+    patients = [data.patients[row] for row in real]
+    if not features or len(set(patients)) < 4:
+        return {}
+    device = next(oracle.parameters()).device
+    parts = np.array_split(data.images[real], -(-len(real) // CHUNK))
+    reals = torch.cat([oracle.features(to_tensor(part, device)).float() for part in parts])
+    figures = {}
+    for name, rows in features.items():
+        fakes = torch.tensor(rows, device=reals.device)[torch.from_numpy(made)]
+        sets = fakes, reals, patients, data.labels[real], seed
+        figures[name], figures["fid_real"], _ = against_reals(fid, *sets)
+    return figures
+
+
 def _lungs(model: Model, doses: Tensor, seed: int) -> Tensor:
     """Random lungs [N, 1, R, R], one for each dose [N]."""
     w1, u, noise = draw_codes(model.generator, len(doses), seed)

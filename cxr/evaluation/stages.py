@@ -4,6 +4,7 @@ Ctrl-C and SIGTERM end a stage after the images that are being measured.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -14,11 +15,12 @@ from cxr.evaluation import heatmaps
 from cxr.evaluation.cases import GROUP, Judge
 from cxr.evaluation.intervals import Figures, intervals, last_stage
 from cxr.evaluation.journal import Journal
-from cxr.evaluation.realism import random_lungs
+from cxr.evaluation.realism import counterfactual_distances, random_lungs
 from cxr.explanation import Explanation
 from cxr.training import Interrupted, interruptible
 
 TUNED = 32  # most validation images for the threshold of a map
+REPEATED = 8  # most images that are explained five more times
 RANDOMISED = 16  # most images for the randomisation; each is explained once in every stage
 SHOWN = 6  # examples in a plot
 
@@ -47,9 +49,19 @@ def measure(
             judge.thresholds = tuned_thresholds(judge, journal, caught)
         cases, explanations = explained(judge, rows, journal, caught)
         first = rows[: min(len(cases), RANDOMISED)]
-        stages = randomised(judge, first, explanations, journal, caught)
+        kept = explanations, journal, caught
+        repeated = again(judge, "stability", judge.stability, first[:REPEATED], *kept)
+        stages = again(judge, "randomisation", judge.randomisation, first, *kept)
     patients = [judge.data.patients[row] for row in rows[: len(cases)]]
-    numbers = intervals([_figures(case["figures"]) for case in cases], patients)
+    figures = [_figures(case["figures"]) for case in cases]
+    for case, extra in zip(figures, repeated):
+        case |= extra
+    numbers = intervals(figures, patients)
+    numbers["counterfactual"] |= counterfactual_distances(
+        *(judge.oracle, judge.data, split, judge.seed),
+        {name: [case["features"][name] for case in cases] for name in cases[0]["features"]},
+        np.array([case["diseased"] for case in cases]),
+    )
     lungs = journal.once(
         "random lungs", lambda: random_lungs(judge.model, judge.seed, judge.oracle)
     )
@@ -97,8 +109,8 @@ def tuned_thresholds(
 def explained(
     judge: Judge, rows: np.ndarray, journal: Journal, caught: list[int]
 ) -> tuple[list[dict], dict[int, Explanation]]:
-    """The figures and logits of each row, {"figures", "logits"}, and those explanations that are
-    used again. The others are not kept because they are large.
+    """What is kept of each row, {"figures", "logits", "diseased", "features"}, and those explanations
+    that are used again. The others are not kept because they are large.
 
     Rows are judged in groups because some figures compare the images of a group. Therefore a whole
     group is measured, or the whole group is taken from the journal.
@@ -119,25 +131,28 @@ def explained(
     return cases, explanations
 
 
-def randomised(
+def again(
     judge: Judge,
+    stage: str,
+    measure: Callable[[Explanation, int], Figures],
     rows: np.ndarray,
     explanations: dict[int, Explanation],
     journal: Journal,
     caught: list[int],
 ) -> list[Figures]:
-    """The figures of each row's cascading randomisation."""
-    stages = []
-    with console.progress("randomise", len(rows)) as bar:
+    """The figures of each row that a later stage measures, from its explanation."""
+    figures = []
+    with console.progress(stage, len(rows)) as bar:
         for row in rows:
-            if journal.get("randomisation", row) is None:
+            if journal.get(stage, row) is None:
                 if caught:
                     break
-                e = explanations.get(row) or judge.explain(row)
-                journal.add("randomisation", {row: _joined(judge.randomisation(e, row))})
-            stages.append(_figures(journal.get("randomisation", row)))
+                if row not in explanations:
+                    explanations[row] = judge.explain(row)
+                journal.add(stage, {row: _joined(measure(explanations[row], row))})
+            figures.append(_figures(journal.get(stage, row)))
             bar.advance()
-    return stages
+    return figures
 
 
 def examples(
@@ -156,7 +171,12 @@ def examples(
 
 def _cases(judge: Judge, group: np.ndarray, paths: list[Explanation]) -> list[dict]:
     return [
-        {"figures": _joined(figures), "logits": e.logits.tolist()}
+        {
+            "figures": _joined(figures),
+            "logits": e.logits.tolist(),
+            "diseased": e.diseased,
+            "features": judge.features(e),
+        }
         for figures, e in zip(judge.judge(group, paths), paths)
     ]
 

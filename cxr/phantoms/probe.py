@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from cxr.datasets import Dataset
-from cxr.evaluation.registry import STRUCTURE
+from cxr.evaluation.measures import STRUCTURE
 from cxr.phantoms.lesions import Sample
 
 WIDTH = 0.3  # of the kernel; squared distances are divided by their mean from the mean image

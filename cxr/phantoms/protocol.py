@@ -19,7 +19,8 @@ import numpy as np
 from cxr import UsageError, metrics
 from cxr.evaluation.evaluate import write
 from cxr.evaluation.intervals import nested, statistic_of
-from cxr.evaluation.registry import PHANTOMS, find
+from cxr.evaluation.measures import PHANTOMS
+from cxr.evaluation.registry import find
 from cxr.explanation import versions
 from cxr.files import write_text
 from cxr.phantoms import controls

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from cxr import datasets, film, metrics
+from cxr import datasets, film, lungs, metrics
 from cxr.checkpoints import Model
 from cxr.evaluation import cases, heatmaps, realism
 from cxr.networks import Classifier, ClassifierConfig
+
+
+def in_the_middle(x):
+    """Lungs in every image [N, 1, R, R], where the pictures of the tests have none."""
+    marked = torch.zeros_like(x, dtype=torch.bool)
+    marked[..., 8:20, 6:26] = True
+    return marked
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +26,7 @@ def quick():
         patch.setattr(realism, "DRAWN", realism.CHUNK)
         patch.setattr(realism, "HALVINGS", 10)
         patch.setattr(heatmaps, "STAGES", 2)
+        patch.setattr(lungs, "find", in_the_middle)
         patch.setattr(metrics, "bootstrap", functools.partial(metrics.bootstrap, samples=40))
         yield
 

@@ -1,6 +1,7 @@
 """The judging of single images."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,3 +141,50 @@ def test_class_difference_is_the_difference_of_the_training_means(xrays):
     np.testing.assert_allclose(cases.class_difference(data), diseased - healthy, atol=1e-5)
     none = dataclasses.replace(data, splits=np.full(len(data), "test"))
     assert cases.class_difference(none) is None
+
+
+def boxes(folder, *lines, header="name,x,y,width,height"):
+    path = folder / "boxes.csv"
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+def test_boxes_mark_the_place_that_they_name(judged, tmp_path):
+    own, row, _ = judged
+    name = Path(own.data.paths[row]).name
+    table = boxes(tmp_path, f"{name},0.25,0.5,0.25,0.125", f"{name},0,0,0.125,0.125", "other,,,,")
+    marked = dataclasses.replace(own, masks=cases.boxes_of(table, own.data)).place
+    place = marked(cases.boxes_of(table, own.data), row)
+    expected = np.zeros((32, 32), bool)
+    expected[16:20, 8:16] = expected[:4, :4] = True
+    assert (place == expected).mean() > 0.98  # the fixture's images are not square, or are resized
+
+
+@pytest.mark.parametrize(
+    "header, line, words",
+    [
+        ("name,x,y,width", "a,0,0,1", "line 2: columns name"),
+        ("name,x,y,width,height", "a,10,20,30,40", "line 2: shares from 0 to 1"),
+        ("name,x,y,width,height", "a,zero,0,1,1", "line 2: could not convert"),
+    ],
+)
+def test_bad_boxes_are_refused_with_their_line(judged, tmp_path, header, line, words):
+    with pytest.raises(CxrError, match=words):
+        cases.boxes_of(boxes(tmp_path, line, header=header), judged[0].data)
+
+
+def test_boxes_of_other_images_are_refused(judged, tmp_path):
+    with pytest.raises(UsageError, match="no name there is that of an image"):
+        cases.boxes_of(boxes(tmp_path, "stranger,0,0,1,1"), judged[0].data)
+
+
+def test_without_a_mask_the_lungs_are_found(judged, monkeypatch):
+    own, row, e = judged
+    bare = dataclasses.replace(own, lungs={})
+    half = torch.arange(32).expand(1, 1, 32, 32) < 16
+    monkeypatch.setattr(cases.lungs, "find", lambda x: half.expand_as(x))
+    assert np.array_equal(bare.lung(e, row), half[0, 0].numpy())
+    assert bare.disentanglement(e, row)["disentanglement", "lung_overlap"] == 1
+    monkeypatch.setattr(cases.lungs, "find", lambda x: torch.zeros_like(x, dtype=torch.bool))
+    assert bare.lung(e, row) is None
+    assert "outside_lung" not in {name for _, name in bare.counterfactual(e, row)}

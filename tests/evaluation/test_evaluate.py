@@ -15,18 +15,21 @@ FIGURES = {
     "counterfactual": {
         *("validity", "oracle_validity", "l1_original", "l1_reconstruction", "sparsity"),
         *("validity_overlaid", "oracle_validity_overlaid", "l1_overlaid", "sparsity_overlaid"),
-        *("outside_lung", "outside_lung_overlaid", "outside_area"),
+        *("outside_lung", "outside_lung_overlaid", "outside_area", "cout", "cout_overlaid"),
+        *("perceptual", "perceptual_overlaid", "composition", "reversibility"),
     },
+    "shortcut": {"auroc_without_lungs", "auroc_lungs_alone"},
     "generator": {"kid", "kid_real", "fid", "fid_real", "fid_ratio"},
     "path": {"spearman", "logit_gap", "largest_jump", "realism_mid"},
     "disentanglement": {
         *("healthy_at_zero", "diseased_at_full", "structure_ssim", "inverted_healthy"),
         *("oracle_healthy_at_zero", "oracle_diseased_at_full", "oracle_inverted_healthy"),
-        "outside_lung_ssim",
+        *("outside_lung_ssim", "lung_overlap"),
     },
 }
 TRIVIAL = {"centre", "edges", "random", "mean_difference", "lung_mask"}
-METHODS = TRIVIAL | {"difference", "latent_ig", "gradient", "integrated_gradients", "grad_cam"}
+MAPS = {"difference", "latent_ig", "gradient", "integrated_gradients", "grad_cam"}
+METHODS = TRIVIAL | MAPS | {"overlay"}
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -66,13 +69,13 @@ def test_every_part_has_its_figures(whole):
     assert whole["disentanglement"]["healthy_at_zero"]["n"] == realism.DRAWN
     assert set(whole["localisation"]) == set(whole["faithfulness"]) == METHODS
     for method in METHODS:
-        names = {"ap", "auroc", "pointing", "iou_otsu", "iou_tuned"}
+        names = {"ap", "auroc", "pointing", "mass", "iou_otsu", "iou_tuned"}
         assert set(whole["localisation"][method]) == names
         assert set(whole["faithfulness"][method]) == {"deletion", "insertion"}
-    (note,) = whole["about"]["notes"]
-    assert note == (
-        "not measured: disentanglement.swap (the CNN calls all neighbouring pairs alike)"
-    )
+    assert set(whole["stability"]) == MAPS
+    notes = whole["about"]["notes"]
+    swap = "not measured: disentanglement.swap (the CNN calls all neighbouring pairs alike)"
+    assert swap in notes and len(notes) == 3  # and neither source nor scanner is known
     assert whole["about"]["feature_space"].startswith("pooled features")
     json.dumps(whole, allow_nan=False)
 
@@ -117,7 +120,7 @@ def test_maps_that_never_ask_the_classifier_survive_its_randomisation(whole):
 
 
 def test_a_classifier_alone_gives_its_part_and_says_so(numbers):
-    assert set(numbers) == {"classifier", "about"}
+    assert set(numbers) == {"classifier", "shortcut", "about"}
     (note,) = numbers["about"]["notes"]
     assert note.endswith("holds no GAN: only the classifier is measured")
 
@@ -127,9 +130,9 @@ def test_what_lacks_is_left_out_with_a_note_each(bright, xrays, monkeypatch):
     monkeypatch.setattr(stages, "RANDOMISED", 0)
     found = evaluate.evaluate("bright", xrays, "val", limit=1, refine=0)
     assert not {"generator", "localisation", "randomisation"} & set(found)
-    assert not {"oracle_validity", "outside_lung"} & set(found["counterfactual"])
+    assert not {"oracle_validity", "perceptual"} & set(found["counterfactual"])
     notes = " ".join(found["about"]["notes"])
-    for option in ("--oracle", "--masks", "--lungs"):
+    for option in ("--oracle", "--masks"):
         assert notes.count(option) == 1
 
 
@@ -160,10 +163,8 @@ def test_an_oracle_without_features_judges_all_but_the_generators_distances(
     assert found["counterfactual"]["oracle_validity"]["n"] == 2
     assert found["disentanglement"]["oracle_healthy_at_zero"]["n"] == realism.DRAWN
     (note,) = (note for note in found["about"]["notes"] if "generator" in note)
-    assert (
-        note
-        == "not measured: generator (the independent classifier has no method `features` to [N, C])"
-    )
+    assert note.startswith("not measured: generator, counterfactual.perceptual,")
+    assert note.endswith("(the independent classifier has no method `features` to [N, C])")
 
 
 def test_numbers_are_the_classifiers_own_on_that_split(numbers, model, xrays):

@@ -23,7 +23,8 @@ def planted():
 def test_a_map_of_the_place_scores_one_everywhere(planted):
     place, heat = planted
     found = heatmaps.localisation(heat, place)
-    assert found == {"ap": 1, "auroc": 1, "pointing": 1, "iou_otsu": 1}
+    inside = heat[place].sum() / heat.sum()
+    assert found == {"ap": 1, "auroc": 1, "pointing": 1, "mass": inside, "iou_otsu": 1}
     worst = heatmaps.localisation(-heat + heat.max(), place)
     assert worst["auroc"] == worst["pointing"] == 0 and worst["ap"] < 0.06
 
@@ -141,3 +142,20 @@ def test_ssim_of_all_windows_is_ssim():
     assert heatmaps.ssim_where(x, y, everywhere) == pytest.approx(
         metrics.ssim(x, y).item(), abs=1e-5
     )
+
+
+def test_a_counterfactual_transition_is_one_if_the_first_pixels_decide():
+    x, y = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    y[..., 0, :4] = 1  # one share of the pixels
+    y[..., 5, 5] = 0.1
+
+    def at_once(images):
+        return 1000 * (images[:, 0, 0, :4].sum(1) - 0.5)
+
+    def late(images):
+        return 1000 * (images[:, 0, 5, 5] - 0.05)
+
+    assert heatmaps.cout(at_once, x, y, diseased=False) == pytest.approx(1 - 1 / 16)
+    assert heatmaps.cout(late, x, y, diseased=False) == pytest.approx(1 - 3 / 16)
+    assert heatmaps.cout(at_once, y, x, diseased=True) == pytest.approx(1 - 1 / 16)
+    assert heatmaps.cout(at_once, x, x, diseased=False) == pytest.approx(-1)  # nothing turns

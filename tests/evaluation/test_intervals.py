@@ -5,7 +5,7 @@ import pytest
 
 from cxr import metrics
 from cxr.evaluation import intervals
-from cxr.evaluation.registry import MEASURES
+from cxr.evaluation.measures import MEASURES
 
 
 def test_figures_are_means_over_the_images_that_define_them():

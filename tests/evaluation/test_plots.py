@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cxr.evaluation import plots
-from cxr.evaluation.registry import METHODS
+from cxr.evaluation.measures import METHODS
 from cxr.explanation import Explanation
 from cxr.inversion import Inversion
 

@@ -7,13 +7,14 @@ import pytest
 
 from cxr import metrics
 from cxr.classifier import PERTURBATIONS
-from cxr.evaluation import registry
-from cxr.evaluation.registry import EVALUATION, MEASURES, NEEDS, find
+from cxr.evaluation import measures, registry
+from cxr.evaluation.measures import EVALUATION, MEASURES, NEEDS
+from cxr.evaluation.registry import find
 
 
 def test_declarations_are_whole():
     for key, measure in MEASURES.items():
-        assert measure.kind in registry.INTERVALS and measure.better in ("more", "less", ""), key
+        assert measure.kind in measures.INTERVALS and measure.better in ("more", "less", ""), key
         assert set(measure.needs) <= NEEDS.keys(), key
         assert measure.meaning.endswith(".") and measure.title, key
         assert bool(measure.columns) == (measure.statistic != "mean"), key
@@ -21,12 +22,12 @@ def test_declarations_are_whole():
 
 
 def test_the_classifiers_measures_are_of_the_kinds_whose_intervals_they_get():
-    kinds = {metrics.share_ends: registry.SHARE, metrics.auroc_ends: registry.AUROC}
+    kinds = {metrics.share_ends: measures.SHARE, metrics.auroc_ends: measures.AUROC}
     for name in ("auroc", "accuracy", "sensitivity", "specificity"):
         assert find("classifier", name).kind == kinds[metrics.ENDS[getattr(metrics, name)]]
     assert metrics.calibration_error not in metrics.ENDS
     for change in PERTURBATIONS[1:]:
-        assert find("classifier", f"auroc_{change}").kind == registry.AUROC
+        assert find("classifier", f"auroc_{change}").kind == measures.AUROC
 
 
 def test_a_measure_is_found_under_any_method_and_stage():
@@ -95,7 +96,7 @@ def test_the_reason_is_the_first_need_that_is_not_met():
 def test_the_documentation_holds_every_measure():
     text = registry.markdown()
     assert all(f"| `{key}` |" in text for key in MEASURES)
-    assert all(kind in text for kind in registry.INTERVALS.values())
+    assert all(kind in text for kind in measures.INTERVALS.values())
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert {row.count(" | ") for row in rows} == {5}
 

@@ -139,7 +139,8 @@ def test_randomisation_is_kept_image_by_image(judged, monkeypatch):
     judge, row, e = judged
     kept = Journal(judge.data)
     monkeypatch.setattr(Judge, "randomisation", lambda *a: {("randomisation", "edges", "1"): 0.5})
-    first = stages.randomised(judge, [row], {row: e}, kept, [])
+    first = stages.again(judge, "randomisation", judge.randomisation, [row], {row: e}, kept, [])
     monkeypatch.setattr(Judge, "randomisation", lambda *a: pytest.fail("again"))
-    assert stages.randomised(judge, [row], {}, kept, []) == first
-    assert stages.randomised(judge, [row - 1], {}, kept, [signal.SIGINT]) == []
+    measure = "randomisation", judge.randomisation
+    assert stages.again(judge, *measure, [row], {}, kept, []) == first
+    assert stages.again(judge, *measure, [row - 1], {}, kept, [signal.SIGINT]) == []

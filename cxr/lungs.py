@@ -1,0 +1,162 @@
+"""Where the lungs are: a small network that marks them in a chest X-ray, healthy or diseased.
+
+It ships as `weights/lungs.safetensors`; its card says how it was trained and how well it marks.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cxr import CxrError
+from cxr.layers import GroupNorm
+
+LEAST = 0.04  # share of an image: what is smaller are no lungs
+SURE = 0.925  # mean probability of the marked pixels: radiographs have 0.94 and more
+STRAY = 0.005  # share of the marked pixels on each side that a box leaves out: specks
+MARGIN = 0.08  # around the lungs' box, as a share of its longer side
+SOFT = 1 / 32  # of the image's side: how far `within` fades out beyond the lungs
+
+
+@dataclass(frozen=True)
+class LungFinderConfig:
+    size: int = 128  # pixels a side that the network works at, whatever the image's size
+    channels: tuple[int, ...] = (16, 24, 40, 64, 96)  # one stage each, each at half the size
+
+
+class LungFinder(nn.Module):
+    """A U-Net (Ronneberger et al. 2015) from chest X-rays to the logit of each pixel being lung.
+
+    Each image is brought to zero mean and unit variance first, so that exposure says nothing.
+    """
+
+    def __init__(self, config: LungFinderConfig):
+        super().__init__()
+        self.config, channels = config, config.channels
+        self.stem = nn.Conv2d(1, channels[0], 3, padding=1)
+        self.down = nn.ModuleList(map(Stage, (channels[0], *channels), channels))
+        pairs = itertools.pairwise(channels)
+        self.up = nn.ModuleList(Stage(fine + coarse, fine) for fine, coarse in pairs)
+        self.head = nn.Conv2d(channels[0], 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, 1, H, W], any scale of grey, to logits [N, 1, H, W]."""
+        size = (self.config.size,) * 2
+        small = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+        mean, std = small.mean((1, 2, 3), keepdim=True), small.std((1, 2, 3), keepdim=True)
+        h, kept = self.stem((small - mean) / (std + 1e-3)), []
+        for number, stage in enumerate(self.down):
+            h = stage(F.avg_pool2d(h, 2) if number else h)  # [N, channels[number], S / 2^number]
+            kept.append(h)
+        for stage, finer in zip(reversed(self.up), reversed(kept[:-1])):
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+            h = stage(torch.cat([finer, h], 1))
+        logits = self.head(h)  # [N, 1, S, S]
+        return F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
+
+
+class Stage(nn.Sequential):
+    """Two normalised 3x3 convolutions."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(
+            *(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), GroupNorm(outputs), nn.ReLU()),
+            *(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), GroupNorm(outputs), nn.ReLU()),
+        )
+
+
+@lru_cache
+def finder(device: torch.device) -> LungFinder:
+    """The lung finder that ships, frozen. Raises CxrError if this copy is without it."""
+    here = Path(__file__).parent
+    name = Path("weights") / "lungs.safetensors"  # of a wheel, or of a checkout
+    path = here / name if (here / name).is_file() else here.parent / name
+    if not path.is_file():
+        raise CxrError(f"{name} does not ship with this copy: the lungs cannot be found")
+    network = LungFinder(LungFinderConfig())
+    network.load_state_dict({key: t.float() for key, t in load_file(path).items()})
+    return network.to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def find(x: Tensor) -> Tensor:
+    """The lungs, bool [N, 1, R, R], of images [N, 1, R, R]. Nothing is marked in an image where less
+    than 4% would be, or where the network is not sure, as in a picture of something else."""
+    chance = torch.cat([finder(x.device)(part.float()) for part in x.split(32)]).sigmoid()
+    marked = chance > 0.5
+    area = marked.float().mean((1, 2, 3), keepdim=True)
+    sure = (chance * marked).mean((1, 2, 3), keepdim=True) / area.clamp_min(1e-6)
+    return marked & (area >= LEAST) & (sure >= SURE)
+
+
+def box(lung: Tensor) -> tuple[int, int, int]:
+    """The square around the lungs of one image, (top, left, side) in pixels, with a margin of 8% of
+    the lungs' longer side; moved, or else made smaller, to lie inside the image.
+
+    lung: bool [H, W]. Raises CxrError where nothing is marked.
+    """
+    ends = extent(lung)
+    longer = max(last - first for first, last in ends)
+    side = min(round(longer * (1 + 2 * MARGIN)), *lung.shape)
+    middles = ((first + last - side) // 2 for first, last in ends)
+    top, left = (min(max(m, 0), whole - side) for m, whole in zip(middles, lung.shape))
+    return top, left, side
+
+
+def extent(lung: Tensor) -> list[tuple[int, int]]:
+    """The first row of the lungs of one image and the one after their last, and the same of the
+    columns; specks are left out. lung: bool [H, W]. Raises CxrError where nothing is marked."""
+    if not lung.any():
+        raise CxrError("no lungs are found in it")
+    ends = []
+    for axis in (1, 0):
+        share = lung.sum(axis).cumsum(0) / lung.sum()
+        ends.append((int((share < STRAY).sum()), int((share < 1 - STRAY).sum()) + 1))
+    return ends
+
+
+def blanked(x: Tensor, lung: Tensor) -> Tensor:
+    """Images [N, 1, R, R] with the rectangle around the lungs, and 8% beyond, in a middle grey:
+    whatever a classifier still tells, it does not tell from the lungs, nor from their outline.
+    lung: bool [N, 1, R, R]; an image in which none are marked stays as it is."""
+    x = x.clone()
+    for image, marked in zip(x, lung[:, 0]):
+        if marked.any():
+            rows, columns = extent(marked)
+            room = round(MARGIN * max(last - first for first, last in (rows, columns)))
+            place = [slice(max(first - room, 0), last + room) for first, last in (rows, columns)]
+            image[0][tuple(place)] = 0.0
+    return x
+
+
+def alone(x: Tensor, lung: Tensor) -> Tensor:
+    """Images [N, 1, R, R] of the lungs alone: all that is not `around` them is in a middle grey."""
+    return around(lung) * x
+
+
+def around(lung: Tensor) -> Tensor:
+    """Where an explanation may change an image: 1 in the lungs [N, 1, R, R], fading to 0 within R /
+    16 pixels beyond them; all of an image in which none are marked."""
+    reach = max(1, round(lung.shape[-1] * SOFT))
+    wide = F.max_pool2d(lung.float(), 2 * reach + 1, 1, reach)
+    soft = F.avg_pool2d(F.pad(wide, (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)
+    any_lung = lung.flatten(1).any(1).view(-1, 1, 1, 1)
+    return torch.where(any_lung, soft, torch.ones_like(soft))
+
+
+def lung_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy of each pixel, and what the overlap of the masks lacks (soft Dice, Milletari et
+    al. 2016). logits, masks (in [0, 1]): [N, 1, R, R]."""
+    found = logits.sigmoid()
+    overlap = 2 * (found * masks).sum((1, 2, 3)) / (found + masks).sum((1, 2, 3)).clamp_min(1)
+    return F.binary_cross_entropy_with_logits(logits, masks) + (1 - overlap).mean()
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union [N] of masks, bool [N, 1, R, R]; NaN where both are empty."""
+    return (a & b).sum((1, 2, 3)) / (a | b).sum((1, 2, 3))
