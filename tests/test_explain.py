@@ -312,3 +312,24 @@ def test_the_pixel_spacing_of_a_dicom_file_is_kept(bright, tmp_path):
     for name, expected in (("x.dcm", [0.2, 0.2]), ("x.png", None)):
         e = explain.explain(tmp_path / name, bright, **QUICK)
         assert e.numbers["pixel_spacing"] == expected
+
+
+def test_within_the_lungs_the_overlay_changes_nothing_else(bright, image, monkeypatch):
+    marked = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    marked[..., 8:20, 6:26] = True
+    monkeypatch.setattr(explain.lungs, "find", lambda x: marked)
+    e = explain.explain(image, bright, refine=1, within="lungs")
+    beyond = explain.lungs.around(marked)[0, 0] == 0
+    assert beyond.any() and torch.equal(e.counterfactual()[beyond], e.image[0, 0][beyond])
+    assert e.numbers["within"] == "lungs"
+    free = explain.explain(image, bright, refine=1)
+    outside, bounded = (n.numbers["counterfactual"]["outside_lung_overlaid"] for n in (free, e))
+    assert bounded < outside
+
+
+def test_without_lungs_nothing_can_be_bounded_by_them(bright, image, monkeypatch):
+    monkeypatch.setattr(explain.lungs, "find", lambda x: torch.zeros_like(x, dtype=torch.bool))
+    with pytest.raises(CxrError, match="no lungs are found in it: leave --within out"):
+        explain.explain(image, bright, refine=0, within="lungs")
+    found = explain.explain(image, bright, refine=0).numbers["counterfactual"]
+    assert found["outside_lung"] is None and found["outside_lung_overlaid"] is None

@@ -92,3 +92,12 @@ def test_the_mask_does_not_depend_on_the_scale_of_the_logits(image, scale):
 def test_nothing_to_change_is_no_error(image):
     mask = overlay.needed(image, image, Patch(), Patch()(image))
     assert torch.isfinite(mask).all()
+
+
+def test_an_overlay_changes_nothing_outside_its_region(image):
+    region = torch.zeros(1, 1, SIZE, SIZE)
+    region[..., 4:20, 10:30] = 1
+    laid = overlay.lay_over(image, path, 0.8, Patch(), Patch()(image), region)
+    outside = region == 0
+    assert torch.equal(laid(torch.tensor([0.0]))[outside], image[outside])
+    assert laid.mask[..., 8:14, 18:24].mean() > 0.9  # what the classifier looks at does change

@@ -191,3 +191,36 @@ def test_a_column_of_splits_is_used(root, capsys):
     assert "the column split is not used: it holds holdout" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--fold 3"):
         opened(root, lines("path,label,split", *(f"{r},{s}" for r, s in zip(EIGHT, names))), fold=3)
+
+
+def with_sources():
+    sources = ("A", "A", "B", "", "B", "A", "A", "A")
+    rows = (f"{row},{patient},{source}" for patient, row, source in zip("abcdbfgh", EIGHT, sources))
+    return lines("path,label,patient,source", *rows)
+
+
+def test_a_source_that_is_left_out_is_tested_with_all_of_its_patients(root, capsys):
+    plain = opened(root, with_sources())
+    assert plain.sources == ("A", "A", "B", None, "B", "A", "A", "A")
+    assert set(plain.scanners) == {None}
+    found = opened(root, with_sources(), leave_out="source=B")
+    left = [patient in "bc" for patient in found.patients]
+    assert sum(left) == 3  # of patient b, the image of source A, too
+    assert all(split == "test" for split, out in zip(found.splits, left) if out)
+    kept = [split for split, out in zip(found.splits, left) if not out]
+    assert kept == [split for split, out in zip(plain.splits, left) if not out]
+    assert "the 3 images of the 2 patients of source B are left out" in capsys.readouterr().err
+    assert found.rule.endswith("; source=B: test")
+
+
+@pytest.mark.parametrize(
+    "named, words",
+    [
+        ("B", "say source=NAME or scanner=NAME"),
+        ("source=C", "has no such source; there are A"),
+        ("scanner=B", "has no column scanner"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused(root, named, words):
+    with pytest.raises(UsageError, match=words):
+        opened(root, with_sources(), leave_out=named)
