@@ -20,6 +20,7 @@ from cxr.options import (
     device_option,
     example,
     fit_option,
+    force_option,
     gather,
     images_option,
     json_option,
@@ -201,28 +202,29 @@ def check_cnn(context, cnn: str, data: str | None, as_json: bool, **options) -> 
 @within_option
 @seed_option
 @out_option("explanation", "A folder for each image is made in it.")
+@force_option
 @device_option
 @json_option
 @click.pass_context
-def explain_command(
-    context, images, model, classifier, target, classifier_input, out, device, as_json, **options
-) -> None:
+def explain_command(context, images, model, out, force, device, as_json, **options) -> None:
     """Explain what a classifier sees in X-rays.
 
-    IMAGE is a file or a folder of files; without one, the sample that ships is explained.
+    IMAGE is a file or a folder of files; without one, the sample that ships is explained. Exit
+    status 1 if an explanation is not to be believed.
     """
     from cxr import batch, console
     from cxr import explain as explainer
     from cxr.device import share_cores
 
     share_cores()
-    loaded = explainer.load_explainer(model, classifier, device, target, classifier_input)
+    own = (options.pop(name) for name in ("classifier", "target", "classifier_input"))
+    loaded = explainer.load_explainer(model, next(own), device, *own)
     paths, status = gather(images or [explainer.sample_image(model)])
     with stopping() as stopped:
         results = batch.explain_all(paths, loaded, out, stopped, as_json, **options)
     if as_json:
         console.print_json(results)
-    status = batch.conclude(results, len(paths), stopped) or status
+    status = batch.conclude(results, len(paths), stopped, force) or status
     context.exit(status)
 
 

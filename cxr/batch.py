@@ -52,8 +52,9 @@ def explain_all(
     return results
 
 
-def conclude(results: Sequence[dict], count: int, stopped: Sequence[int]) -> int:
-    """Say how many of `count` images were explained and which failed; returns the exit status."""
+def conclude(results: Sequence[dict], count: int, stopped: Sequence[int], force: bool) -> int:
+    """Say how many of `count` images were explained, which failed, and which explanations are not to
+    be believed; returns the exit status. force: those are no failure."""
     failed = [numbers for numbers in results if "error" in numbers]
     if failed and count > 1:
         names = ", ".join(f"{Path(n['image']).name} ({n['error']})" for n in failed)
@@ -62,4 +63,10 @@ def conclude(results: Sequence[dict], count: int, stopped: Sequence[int]) -> int
     if stopped:
         console.say(f"interrupted: {len(results)} of {count} images were done")
         return 128 + stopped[0]
-    return 1 if failed else 0
+    doubtful = [numbers for numbers in results if not numbers.get("believe", True)]
+    if doubtful and not force:
+        console.say(
+            f"{len(doubtful)} of {len(results)} explanations are not to be believed (status 1; "
+            "--force: 0)"
+        )
+    return 1 if failed or (doubtful and not force) else 0

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError
+from cxr import CxrError, UsageError, appearance
 from cxr.cnn import contract, own
 from cxr.files import replacing
 from cxr.networks import grow, outgrows
@@ -108,7 +108,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
         }
         rehearse(networks, info["size"])
         buffers = {k[8:]: v for k, v in tensors.items() if k.startswith("buffers.")}
-        _check_tensors(buffers, {"mean_image": (1, 1, info["size"], info["size"])}, "buffers")
+        known = {"mean_image": (1, 1, info["size"], info["size"])} | appearance.shapes(buffers)
+        _check_tensors(buffers, known, "buffers")
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise CxrError(f"{path} is no model file this cxrgan can rebuild ({reason})") from None

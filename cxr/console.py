@@ -97,8 +97,14 @@ def classifier(title: str, metrics: dict[str, dict]) -> None:
     table(title, ("classifier", "value", "95% interval", "images"), rows)
 
 
+def alarm(line: str) -> None:
+    """One line on stderr, white on red where there are colours."""
+    err.print(f" {plain(line)} ", style="bold white on red", soft_wrap=True, markup=False)
+
+
 def explanation(path: Path, folder: Path, numbers: dict) -> None:
     rows = [
+        ("believe it", "yes" if numbers["believe"] else "no: see the warnings"),
         ("P(disease), original", number(numbers["original"]["probability"])),
         ("P(disease), reconstruction", number(numbers["reconstruction"]["probability"])),
         ("P(disease), healthy end", number(numbers["probability"][0])),
@@ -118,6 +124,8 @@ def explanation(path: Path, folder: Path, numbers: dict) -> None:
 
 def explained(path: Path, folder: Path, numbers: dict, replaced: bool, as_json: bool) -> None:
     """One image's result: its warnings, what it replaced, and its table."""
+    if not numbers["believe"]:
+        alarm(f"{path}: do not believe this explanation")
     for line in numbers["warnings"]:
         warn(f"{path}: {line}")
     if replaced:

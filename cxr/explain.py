@@ -20,7 +20,7 @@ from cxr.classifier import to_tensor
 from cxr.cnn.fingerprint import fingerprint, same
 from cxr.cnn.own import name_of
 from cxr.device import prepare as prepare_device
-from cxr.explanation import Explanation, Traversal, doubts, measure
+from cxr.explanation import Explanation, Traversal, doubts, measure, refusals
 from cxr.inversion import invert, sampled_directions
 from cxr.networks import Classifier
 from cxr.overlay import lay_over
@@ -86,7 +86,8 @@ def explain(
         numbers = {"image": named, **measure(traversal, model, lung), "completeness_error": error}
         numbers["within"] = within
         numbers["pixel_spacing"] = images.pixel_spacing(image) if named else None
-        numbers["warnings"] = doubts(numbers, model)
+        refused = refusals(numbers, model)
+        numbers |= {"believe": not refused, "warnings": refused + doubts(model)}
     return Explanation(**vars(traversal), maps=maps, numbers=numbers)
 
 

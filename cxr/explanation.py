@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cxr import __version__, attribution, film, metrics, report
+from cxr import __version__, appearance, attribution, film, metrics, report
 from cxr.checkpoints import Model, save
-from cxr.classifier import likeness, to_uint8
+from cxr.classifier import likeness, to_uint8, useless
 from cxr.files import replacing_folder, write_text
 from cxr.inversion import Codes, Inversion
 from cxr.overlay import Overlay
 
+PICTURES = ("original", "healthy_end", "middle", "diseased_end", "counterfactual")
+NOT_BELIEVED = "do not believe this explanation"
+LEAST_SSIM = 0.7  # of the reconstruction: below it, it is another picture
 REJECTED = 0.1  # gap in probability above which a reconstruction does not stand for its image
 CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
 
@@ -66,15 +70,26 @@ class Explanation(Traversal):
 
     @property
     def warnings(self) -> list[str]:
-        """Lines that say where the explanation cannot be believed."""
+        """Lines that say where the explanation cannot be believed, or only with care."""
         return self.numbers["warnings"]
+
+    @property
+    def believe(self) -> bool:
+        """Whether it lies above all floors, see `refusals`."""
+        return self.numbers["believe"]
+
+    @property
+    def banner(self) -> str:
+        """What is written over every picture of it: nothing, if it may be believed."""
+        return "" if self.believe else NOT_BELIEVED
 
     def __repr__(self) -> str:
         n, diseased = self.numbers, self.classes[1]
         flips = "the verdict flips" if n["counterfactual"]["flipped_overlaid"] else "no flip"
         turned, ssim = n["counterfactual"]["probability_overlaid"], n["reconstruction"]["ssim"]
+        doubt = "" if self.believe else f"{NOT_BELIEVED}: "
         lines = (
-            f"{n['image'] or 'image'}: {diseased} {n['original']['probability']:.2f}",
+            f"{doubt}{n['image'] or 'image'}: {diseased} {n['original']['probability']:.2f}",
             f"counterfactual {turned:.2f} ({flips}), SSIM of the reconstruction {ssim:.2f}",
             f"warnings: {'; '.join(self.warnings) or 'none'}",
         )
@@ -130,6 +145,7 @@ class Explanation(Traversal):
             list(zip(self.numbers["probability"], self.numbers["probability_overlaid"])),
             positive=self.classes[1],
             found=self.overlay.own,
+            banner=self.banner,
         )
 
     def panel(self) -> np.ndarray:
@@ -153,7 +169,8 @@ class Explanation(Traversal):
             f"completeness error {n['completeness_error']:.3f}. The counterfactual is the original, "
             "changed within a mask sought for this classifier."
         )
-        return film.panel(tiles, "\n".join([caption, *(f"Warning: {w}." for w in self.warnings)]))
+        lines = [caption, *(f"Warning: {w}." for w in self.warnings)]
+        return film.panel(tiles, "\n".join(lines), self.banner)
 
     def drawn(self, name: str) -> np.ndarray:
         """A map [R, R] as pictures show it: with its signs, smoothed by a Gaussian of R / 32."""
@@ -186,6 +203,7 @@ def measure(t: Traversal, model: Model, lung: Tensor) -> dict:
         "largest_jump": (logits.diff().abs().max() / change).item(),
         "reconstruction": _reconstruction(t, model),
         "counterfactual": _counterfactual(t, lung),
+        "appearance": _appearance(t, model),
         "restarts": _restarts(t),
         "directions": [] if t.diseased else _directions(t, model),
         "likeness": None if mean is None else likeness(t.image, mean).item(),
@@ -226,6 +244,17 @@ def _counterfactual(t: Traversal, lung: Tensor) -> dict:
         "outside_lung": _outside(reconstruction - end, lung),
         "outside_lung_overlaid": _outside(t.image[0] - t.overlaid[frame], lung),
     }
+
+
+def _appearance(t: Traversal, model: Model) -> dict[str, float] | None:
+    """How far pictures look from real ones, see `appearance`; None for a model file without the
+    reference."""
+    limit, end = model.info["thresholds"].get("appearance"), 0 if t.diseased else -1
+    pictures = [t.image[0], t.frames[0], t.frames[len(t.frames) // 2], t.frames[-1]]
+    found = appearance.distances(torch.stack([*pictures, t.overlaid[end]]), model.buffers)
+    if found is None or limit is None:
+        return None
+    return dict(zip(PICTURES, found)) | {"limit": limit}
 
 
 def _outside(change: Tensor, lung: Tensor) -> float | None:
@@ -296,16 +325,46 @@ def rejections(numbers: dict, model: Model) -> list[str]:
     return lines
 
 
-def doubts(numbers: dict, model: Model) -> list[str]:
-    """Lines that say where the explanation cannot be believed."""
+def refusals(numbers: dict, model: Model) -> list[str]:
+    """Why an explanation is not to be believed, if it is not. No floor is set by the GAN itself: a
+    bad one would set a low one."""
     lines, likely = [], numbers["likeness"]
     if likely is not None and likely < model.info["thresholds"].get("likeness", -1):
         lines.append("this does not look like the radiographs the model was trained on")
+    if why := _useless(model):
+        lines.append(f"the classifier is useless: {why}")
     lines += rejections(numbers, model)
+    if numbers["reconstruction"]["ssim"] < LEAST_SSIM:
+        lines.append(
+            "the reconstruction is another picture: its SSIM is "
+            f"{numbers['reconstruction']['ssim']:.2f}, under {LEAST_SSIM}"
+        )
     if not numbers["counterfactual"]["flipped"]:
         lines.append("the path does not change the classifier's verdict")
     elif not numbers["counterfactual"]["flipped_overlaid"]:
         lines.append("the overlay does not change the classifier's verdict")
+    real = numbers["appearance"] or {"limit": 0}
+    strange = [name for name in PICTURES if real.get(name, 0) > real["limit"]]
+    if strange:
+        told = ", ".join(f"{name.replace('_', ' ')} {real[name]:.1f}" for name in strange)
+        lines.append(
+            f"these pictures do not look like real radiographs: {told} (99% of real ones are under "
+            f"{real['limit']:.1f})"
+        )
+    return lines
+
+
+def _useless(model: Model) -> str | None:
+    """Why the model's own classifier is useless, if its metrics are known and say so."""
+    if "foreign" not in model.info:
+        with suppress(KeyError, TypeError, ValueError):  # of a user's own, nothing is known
+            return useless(model.info["metrics"]["classifier"])
+    return None
+
+
+def doubts(model: Model) -> list[str]:
+    """Lines that call for care."""
+    lines = []
     if "foreign" in model.info:
         lines.append(
             "another classifier than the one that the GAN was trained for is explained: the dose "

@@ -19,7 +19,7 @@ FINE = (
 BACKGROUND, SURFACE, RULE = (16, 18, 23), (25, 28, 35), (62, 68, 80)
 TEXT, MUTED = (236, 239, 244), (150, 158, 172)
 HEALTHY, DISEASED = (86, 164, 255), (255, 96, 72)  # also less and more, in a signed heat map
-GLOW = (255, 214, 64)
+GLOW, ALARM = (255, 214, 64), (190, 20, 20)
 SIDE, GAP, LINE = 256, 16, 24  # of a panel: a tile, the space around it, a line of text
 FILM = ("as the GAN draws it", "the original, changed where needed")
 FOOTER = "research only, no diagnosis"
@@ -42,24 +42,27 @@ def film(
     probabilities: Sequence[tuple[float, float]],
     positive: str = "pneumonia",
     found: float | None = None,
+    banner: str = "",
 ) -> list[np.ndarray]:
     """The X-ray at each dose beside the CNN's response so far, one figure per frame.
 
     drawn, overlaid: uint8 [F, R, R], the generator's frames and the path laid over the original;
     doses: F numbers in [0, 1]; probabilities: F pairs of them, the response to either; positive:
     the name of the diseased class; found: the dose at which the explained image itself was found,
-    marked on the dose axis. Returns F figures, uint8 [H, W, 3], of the same size.
+    marked on the dose axis; banner: words in red above all. Returns F figures, uint8 [H, W, 3], of
+    the same size.
     """
     pictures = list(zip(drawn, overlaid, strict=True))
     points = [(dose, *pair) for dose, pair in zip(doses, probabilities, strict=True)]
     return [
-        _film_frame(pair, points[: count + 1], positive, found)
+        _film_frame(pair, points[: count + 1], positive, found, banner)
         for count, (pair, _) in enumerate(zip(pictures, points, strict=True))
     ]
 
 
-def panel(tiles: Sequence[Tile], caption: str) -> np.ndarray:
-    """A sheet of titled tiles, five to a row, with the caption's lines below.
+def panel(tiles: Sequence[Tile], caption: str, banner: str = "") -> np.ndarray:
+    """A sheet of titled tiles, five to a row, with the caption's lines below, and the banner's words
+    in red above.
 
     Each tile is (title, image, heat, signed): the title may have two lines; image uint8 [R, R];
     heat float [R, R] laid over it, or None; a signed heat runs from blue (less) to red (more), an
@@ -72,10 +75,10 @@ def panel(tiles: Sequence[Tile], caption: str) -> np.ndarray:
     wrap = (width - 2 * GAP) // 9  # letters to a line
     words = [part for text in caption.splitlines() for part in textwrap.wrap(text, wrap)]
     kinds = sorted({signed for _, _, heat, signed in tiles if heat is not None})
-    tiled = GAP + sum(titles) + len(rows) * (SIDE + GAP)
+    y = GAP + (2 * LINE if banner else 0)
+    tiled = y + sum(titles) + len(rows) * (SIDE + GAP)
     canvas = _Canvas(width, tiled + LINE * (len(words) + bool(kinds) + 1) + GAP)
-
-    y = GAP
+    canvas.banner(banner, 2 * LINE, 22)
     for row, title in zip(rows, titles, strict=True):
         for column, tile in enumerate(row):
             _draw_tile(canvas, GAP + column * (SIDE + GAP), y + title, tile)
@@ -130,8 +133,10 @@ def _film_frame(
     points: list[tuple[float, float, float]],
     positive: str,
     found: float | None,
+    banner: str,
 ) -> np.ndarray:
     canvas = _Canvas(1056, 404)
+    canvas.banner(banner, 20, 14)
     dose, probability, _ = points[-1]
     for x, picture, name in zip((20, 356), pictures, FILM):
         canvas.picture(x, 20, overlay(picture, None, False, 320 * FINE))
@@ -195,6 +200,13 @@ class _Canvas:
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
         self.pen.rectangle([left * FINE, top * FINE, right * FINE, bottom * FINE], colour)
+
+    def banner(self, words: str, height: int, size: int) -> None:
+        """Words on a red strip along the upper edge; nothing where there are none."""
+        if words:
+            width = self.sheet.width // FINE
+            self.box(0, 0, width, height, ALARM)
+            self.text(width / 2, height / 2, words.upper(), size, (255, 255, 255), "mm")
 
     def dot(self, x: float, y: float, radius: float, colour: Colour) -> None:
         self.pen.circle((x * FINE, y * FINE), radius * FINE, colour, TEXT, FINE)

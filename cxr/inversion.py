@@ -29,6 +29,7 @@ class Config:
     path_healthy: float = 1.0  # for a healthy one: less finds changes that only this CNN sees
     change: float = 1.0  # weight of the change along the path: no more than a dose needs
     away: float = 20.0  # weight of leaving the first `w1`: a structure that moves hides disease
+    tried: int = 20  # steps after which the best restart alone is refined
     detail: float = 100.0  # weight of the detail: it holds only what no `w1` can draw
 
 
@@ -61,6 +62,17 @@ class Codes:
         """The restarts in this order."""
         direction = None if self.direction is None else self.direction[order]
         return Codes(self.w1[order], self.z2[order], self.detail[order], self.noise, direction)
+
+    def beside(self, others: "Codes") -> "Codes":
+        """These restarts, then the others."""
+        parts = zip(self.free, others.free)
+        w1, z2, detail, *direction = (torch.cat(pair) for pair in parts)
+        return Codes(w1, z2, detail, self.noise, *direction)
+
+    @property
+    def free(self) -> list[Tensor]:
+        """The tensors that an inversion looks for."""
+        return [t for t in (self.w1, self.z2, self.detail, self.direction) if t is not None]
 
     @property
     def u(self) -> Tensor:
@@ -114,8 +126,9 @@ def invert(
     seed: int,
 ) -> Inversion:
     """Find the codes of an image with the encoder, then refine them by `refine` steps of gradient
-    descent from several starting points. The first starting point is the encoder's codes. What no
-    `w1` can draw goes into a detail of the structure, which is the same at all doses.
+    descent from several starting points, after 20 of them the best alone. The first starting point
+    is the encoder's codes. What no `w1` can draw goes into a detail of the structure, which is the
+    same at all doses.
 
     Many codes draw nearly the same image. The descent prefers codes with a path on which the
     classifier gives the logits that the doses name; each step asks at one dose. The path of a
@@ -137,7 +150,7 @@ def invert(
     if logit <= 0:
         codes.direction = nearest_disease(codes, model, seed).repeat(restarts, 1)
     target = logit.clamp(*model.info["logits"])
-    descend(x, target, codes, start, model, refine)
+    codes = descend(x, target, codes, start, model, refine)
     with torch.no_grad():
         loss, drawn = inversion_loss(x, target, codes, start, model, DOSES)
         order, drawn = loss.argsort(), drawn.clamp(-1, 1)
@@ -146,24 +159,50 @@ def invert(
 
 def descend(
     x: Tensor, target: Tensor, codes: Codes, start: Tensor, model: Model, steps: int
-) -> None:
-    """Optimise the codes in place with Adam. The learning rate falls to 0 over the second half of
-    the steps."""
-    others = [t for t in (codes.z2, codes.detail, codes.direction) if t is not None]
-    free = [codes.w1, *others]
-    for latent in free:
-        latent.requires_grad_()
-    optimiser = torch.optim.Adam([{"params": free[:1]}, {"params": others}])
+) -> Codes:
+    """The codes, optimised with Adam: all for the first steps, then the best alone. The learning
+    rate falls to 0 over the second half of the steps."""
+    dropped, order, first, optimiser = None, None, start, _optimiser(codes)
     for step in range(steps):
+        if step == CONFIG.tried and len(codes.w1) > 1:
+            with torch.no_grad():
+                order = inversion_loss(x, target, codes, start, model, DOSES)[0].argsort()
+            dropped, first = codes.ranked(order[1:]), start[order[:1]]
+            codes, optimiser = _alone(codes, optimiser, order[:1])
         for group, rate in zip(optimiser.param_groups, (CONFIG.rate, CONFIG.rate / 3)):
             group["lr"] = rate * min(1.0, 2 * (1 - step / steps))
         dose = DOSES[step % len(DOSES)]
-        loss, _ = inversion_loss(x, target, codes, start, model, (dose,))
+        loss, _ = inversion_loss(x, target, codes, first, model, (dose,))
         optimiser.zero_grad()
-        loss.sum().backward(inputs=free)
+        loss.sum().backward(inputs=codes.free)
         optimiser.step()
         with torch.no_grad():
             codes.z2.copy_(within(codes.z2))
+    with torch.no_grad():
+        return codes if dropped is None else codes.beside(dropped).ranked(order.argsort())
+
+
+def _optimiser(codes: Codes) -> torch.optim.Adam:
+    for latent in codes.free:
+        latent.requires_grad_()
+    return torch.optim.Adam([{"params": codes.free[:1]}, {"params": codes.free[1:]}])
+
+
+def _alone(
+    codes: Codes, optimiser: torch.optim.Adam, row: Tensor
+) -> tuple[Codes, torch.optim.Adam]:
+    """The codes of one restart, and an optimiser that goes on with what is known of it."""
+    with torch.no_grad():
+        kept = codes.ranked(row)
+    following = _optimiser(kept)
+    for before, after in zip(codes.free, kept.free):
+        state = optimiser.state[before]
+        following.state[after] = {
+            "step": state["step"],
+            "exp_avg": state["exp_avg"][row],
+            "exp_avg_sq": state["exp_avg_sq"][row],
+        }
+    return kept, following
 
 
 def within(z2: Tensor) -> Tensor:

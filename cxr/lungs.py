@@ -29,6 +29,9 @@ class LungFinderConfig:
     channels: tuple[int, ...] = (16, 24, 40, 64, 96)  # one stage each, each at half the size
 
 
+FEATURES = 2 * sum(LungFinderConfig.channels)
+
+
 class LungFinder(nn.Module):
     """A U-Net (Ronneberger et al. 2015) from chest X-rays to the logit of each pixel being lung.
 
@@ -44,16 +47,21 @@ class LungFinder(nn.Module):
         self.up = nn.ModuleList(Stage(fine + coarse, fine) for fine, coarse in pairs)
         self.head = nn.Conv2d(channels[0], 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [N, 1, H, W], any scale of grey, to logits [N, 1, H, W]."""
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """What the encoder's stages see in images [N, 1, H, W]: [N, channels[n], S / 2^n, S / 2^n]."""
         size = (self.config.size,) * 2
         small = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
         mean, std = small.mean((1, 2, 3), keepdim=True), small.std((1, 2, 3), keepdim=True)
         h, kept = self.stem((small - mean) / (std + 1e-3)), []
         for number, stage in enumerate(self.down):
-            h = stage(F.avg_pool2d(h, 2) if number else h)  # [N, channels[number], S / 2^number]
+            h = stage(F.avg_pool2d(h, 2) if number else h)
             kept.append(h)
-        for stage, finer in zip(reversed(self.up), reversed(kept[:-1])):
+        return kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, 1, H, W], any scale of grey, to logits [N, 1, H, W]."""
+        *kept, h = self.stages(x)
+        for stage, finer in zip(reversed(self.up), reversed(kept)):
             h = F.interpolate(h, scale_factor=2, mode="nearest")
             h = stage(torch.cat([finer, h], 1))
         logits = self.head(h)  # [N, 1, S, S]
@@ -106,6 +114,25 @@ def box(lung: Tensor) -> tuple[int, int, int]:
     middles = ((first + last - side) // 2 for first, last in ends)
     top, left = (min(max(m, 0), whole - side) for m, whole in zip(middles, lung.shape))
     return top, left, side
+
+
+@torch.no_grad()
+def features(x: Tensor) -> Tensor:
+    """What images [N, 1, R, R] look like to the lung finder: the mean and the standard deviation of
+    each channel of its encoder, [N, FEATURES]."""
+    parts = []
+    for part in x.split(32):
+        stages = finder(x.device).stages(part.float())
+        parts.append(torch.cat([f(h) for h in stages for f in (_mean, _std)], 1))
+    return torch.cat(parts)
+
+
+def _mean(h: Tensor) -> Tensor:
+    return h.mean((2, 3))
+
+
+def _std(h: Tensor) -> Tensor:
+    return h.std((2, 3))
 
 
 def extent(lung: Tensor) -> list[tuple[int, int]]:

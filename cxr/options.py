@@ -147,6 +147,11 @@ within_option = click.option(
 )
 
 
+force_option = click.option(
+    "--force", is_flag=True, help="Exit with 0, even if an explanation is not to be believed."
+)
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of a table."
 )

@@ -21,6 +21,7 @@ from cxr.device import rng
 
 CELLS = 16  # of the mask along each side: a coarse mask makes no adversarial pattern
 STEPS = 60  # of the gradient descent
+AT_ONCE = 10  # images that are only asked: no more memory than a question with a gradient needs
 PRICE = 0.6  # weight of the share of the change, against the share of the response that is missing
 NOISE = 0.1  # standard deviation; images are in [-1, 1]
 
@@ -77,16 +78,15 @@ def needed(x: Tensor, y: Tensor, classifier: nn.Module, logit: Tensor) -> Tensor
     """The mask [1, 1, R, R] in [0, 1] with the least change that is needed: where `x` [1, 1, R, R]
     has to become `y` so that the classifier answers as it answers to `y`. logit: the classifier's
     logit [1] of `x`."""
+    noises = NOISE * torch.randn(STEPS, *x.shape, generator=rng(0)).to(x.device)
     with torch.no_grad():
         response = (classifier(y) - logit).abs().clamp_min(1e-6)
-    whole, random = (y - x).abs().sum().clamp_min(1e-6), rng(0)
+        answers = torch.cat([classifier(y + part[:, 0]) for part in noises.split(AT_ONCE)])
+    whole = (y - x).abs().sum().clamp_min(1e-6)
     with torch.enable_grad():
         cells = torch.full((1, 1, CELLS, CELLS), 2.0, device=x.device).requires_grad_()
         optimiser = torch.optim.Adam([cells], 0.2)
-        for _ in range(STEPS):
-            noise = NOISE * torch.randn(x.shape, generator=random).to(x.device)
-            with torch.no_grad():
-                asked = classifier(y + noise)
+        for noise, asked in zip(noises, answers):
             change = _mask(cells, x) * (y - x)
             lacking = (classifier(x + change + noise) - asked).abs() / response
             loss = lacking + PRICE * change.abs().sum() / whole

@@ -66,6 +66,7 @@ def _row(n: dict, folder: str) -> dict:
     if not (isinstance(warnings, list) and all(isinstance(line, str) for line in warnings)):
         raise ValueError(warnings)
     about = {"warnings": warnings, "spread": spread, "folder": folder}
+    about["believe"] = n.get("believe") is not False  # which an older one does not say
     return {"name": Path(n["image"] or folder).name, **values, **about}
 
 
@@ -101,6 +102,7 @@ def facts(e: "Explanation") -> dict:
         "file": Path(n["image"]).name if n["image"] else "",
         "disease": e.classes[1],
         "sentence": _sentence(e),
+        "banner": e.banner,
         "warnings": e.warnings,
         "doses": n["dose"],
         "start": n["counterfactual"]["frame"],

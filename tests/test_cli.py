@@ -240,6 +240,7 @@ def test_explain_writes_a_folder_for_each_image_and_none_over_another(model_file
         (tmp_path / folder / "lung.png").write_bytes(picture)
     (tmp_path / "b" / "lung.jpg").write_bytes(picture)
     words = ("--refine", 1, "--restarts", 1, "--frames", 3, "--out", tmp_path / "out")
+    words = (*words, "--force")
     result = succeed("explain", tmp_path / "a", tmp_path / "b", "--model", model_file, *words)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "b_lung",

@@ -1,6 +1,5 @@
 """How good the explanation of each image is: all measures that are taken image by image."""
 
-import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, images, lungs, metrics
+from cxr import images, lungs, metrics
 from cxr.attribution import magnitude
 from cxr.checkpoints import Model
 from cxr.classifier import to_tensor
@@ -16,12 +15,11 @@ from cxr.datasets import Dataset
 from cxr.device import rng
 from cxr.evaluation import heatmaps
 from cxr.evaluation.intervals import Figures
+from cxr.evaluation.places import Places
 from cxr.evaluation.realism import pools
 from cxr.explain import explain
 from cxr.explanation import CHANGED, Explanation, rejections, share
 from cxr.inversion import Codes
-
-Places = dict[str, Path | list[tuple[float, ...]]]  # mask files or boxes, by the image's stem
 
 HEALTHY = 256  # most healthy training images from which a baseline for deletion is chosen
 DRAWS = 3  # of the noise under which a map should not move
@@ -68,6 +66,7 @@ class Judge:
         for row, e in zip(rows, explanations):
             figures = self.reconstruction(e) | self.counterfactual(e, row)
             figures |= path(e) | self.disentanglement(e, row) | self.of_maps(e, row)
+            figures |= self.gate(e)
             group.append(figures)
         compared = zip(group, self.realism_mid(explanations), self.swap(explanations))
         for figures, mid, swapped in compared:
@@ -111,6 +110,17 @@ class Judge:
                 figures["outside_lung" + name] = share(change.abs(), outside)
             figures["outside_area"] = outside.float().mean().item()
         return _under("counterfactual", figures)
+
+    @torch.no_grad()
+    def gate(self, e: Explanation) -> Figures:
+        """Whether the explanation is to be believed, and whether its overlay convinces the independent
+        classifier, told apart by that."""
+        figures = {"believed": float(e.believe)}
+        if self.oracle is not None:
+            overlaid = self.oracle(e.counterfactual()[None, None]).item()
+            name = "convinces_believed" if e.believe else "convinces_refused"
+            figures[name] = float((overlaid > 0) != e.diseased)
+        return _under("gate", figures)
 
     @torch.no_grad()
     def disentanglement(self, e: Explanation, row: int) -> Figures:
@@ -327,59 +337,6 @@ def class_difference(data: Dataset) -> Tensor | None:
         for rows in data.by_class("train")
     )
     return diseased - healthy
-
-
-def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[str, Path]:
-    """The masks in a folder, by their stems. A mask has the stem of its image.
-
-    Raises UsageError if no mask belongs to an image, and CxrError if two masks or two images share
-    a stem.
-    """
-    if folder is None:
-        return {}
-    files: dict[str, Path] = {}
-    for path in images.find_images(folder):
-        if path.stem in files:
-            raise CxrError(
-                f"{option} {folder}: {files[path.stem]} and {path} are called alike; "
-                "keep one, with all of the mask in it"
-            )
-        files[path.stem] = path
-    stems = [Path(name).stem for name in data.paths if Path(name).stem in files]
-    if not stems:
-        raise UsageError(f"{option} {folder}: no file there is called like an image of {data.name}")
-    if twice := [stem for stem in set(stems) if stems.count(stem) > 1]:
-        raise CxrError(f"{option} {folder}: two images are called {twice[0]}; rename one")
-    return files
-
-
-def boxes_of(table: str | Path, data: Dataset) -> Places:
-    """Boxes around the disease, by the stem of the image's name: from a CSV table with a column
-    `name` or `path` and x, y (of the upper left corner), width, height, as shares of the image's
-    width and height. A line without numbers says that there is none.
-
-    Raises CxrError if it is malformed, UsageError if no box belongs to an image.
-    """
-    places: dict[str, list[tuple[float, ...]]] = {}
-    try:
-        number = 1
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            for number, line in enumerate(csv.DictReader(file), 2):
-                name = line.get("name") or line.get("path")
-                cells = [line.get(key) for key in ("x", "y", "width", "height")]
-                if not name or None in cells:
-                    raise ValueError("columns name (or path), x, y, width, height are needed")
-                if not any(cells):
-                    continue
-                values = tuple(map(float, cells))
-                if not all(-0.5 <= value <= 1.5 for value in values):  # some reach beyond it
-                    raise ValueError("shares from 0 to 1 are needed: divide pixels by the image's")
-                places.setdefault(Path(name.replace("\\", "/")).stem, []).append(values)
-    except (ValueError, UnicodeError, csv.Error) as error:
-        raise CxrError(f"--boxes {table}, line {number}: {error}") from None
-    if not places.keys() & {Path(name).stem for name in data.paths}:
-        raise UsageError(f"--boxes {table}: no name there is that of an image of {data.name}")
-    return places
 
 
 def _under(part: str, figures: dict[str, float], *method: str) -> Figures:

@@ -14,7 +14,7 @@ from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset, left_out, open_dataset
 from cxr.device import prepare
 from cxr.evaluation import journal
-from cxr.evaluation.cases import Places, boxes_of, mask_files
+from cxr.evaluation.places import Places, boxes_of, mask_files
 from cxr.explain import second_classifier, with_classifier
 from cxr.explanation import versions
 

@@ -27,6 +27,8 @@ NEEDS = {  # what a measure may need, and the message if it is missing
     "scanner": "the data have no column `scanner` with several of them",
     "masks": "no explained image that is called diseased has a mask of its disease (--masks, --boxes)",
     "tuning": "it is tuned on other validation images that have a mask, and there are none",
+    "believed": "no explanation lies above all floors",
+    "refused": "no explanation lies under a floor",
     "diseased": "no explained image is diseased",
     "discriminator": "the model file holds no discriminator",
     "swap": "the CNN calls all neighbouring pairs alike",
@@ -212,6 +214,15 @@ _COUNTERFACTUAL = (
         "back to the image's dose (reversibility, Monteiro et al. 2023).", "of the range",
         needs=("time",)),
 )
+_GATE = (
+    Measure("gate.believed", "believed", SHARE, "",
+        "Share of explanations that lie above all floors; the others are said not to be believed."),
+    Measure("gate.convinces_believed", "convinces, believed", SHARE, "more",
+        "Share of the believed ones whose overlay gets another class from the independent classifier "
+        "than this CNN gives the image.", needs=("independent", "believed")),
+    Measure("gate.convinces_refused", "convinces, refused", SHARE, "",
+        "The same of those that are not to be believed.", needs=("independent", "refused")),
+)
 _PATH = (
     Measure("path.logit_gap", "logit gap", SCORE, "less",
         "Median over the path of the distance between the logit that a dose names and the CNN's.",
@@ -355,7 +366,7 @@ _SWAPS = (
 
 EVALUATION = (
     *(*_CLASSIFIER, *_SHORTCUT, *_GENERATOR, *_RECONSTRUCTION, *_COUNTERFACTUAL),
-    *(*_PATH, *_DISENTANGLEMENT, *_MAPS),
+    *(*_GATE, *_PATH, *_DISENTANGLEMENT, *_MAPS),
 )
 PHANTOMS = (*_PHANTOMS, *_SWAPS)
 MEASURES = {measure.key: measure for measure in (*EVALUATION, *PHANTOMS)}

@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent), rows = data.rows;
 const by = (id) => document.getElementById(id);
-const columns = [["image", "name"], ["before", "before"], ["after", "after"], ["amount of disease", "dose"], ["SSIM", "ssim"], ["spread", "spread"], ["warnings", "warnings"]];
+const columns = [["image", "name"], ["before", "before"], ["after", "after"], ["amount of disease", "dose"], ["SSIM", "ssim"], ["spread", "spread"], ["believe it", "believe"], ["warnings", "warnings"]];
 let sorted = null, rising = true;
 
 function cell(row, key) {
@@ -13,6 +13,9 @@ function cell(row, key) {
     picture.alt = ""; picture.loading = "lazy"; picture.width = 192; picture.height = 64;
     link.append(picture, row.name);
     td.append(link);
+  } else if (key === "believe") {
+    td.textContent = row.believe ? "yes" : "no";
+    td.className = row.believe ? "" : "no";
   } else if (key === "warnings") td.textContent = row.warnings.join("; ");
   else td.textContent = row[key] === null ? "" : row[key].toFixed(2);
   return td;

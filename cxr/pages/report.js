@@ -87,6 +87,7 @@ function heat(strips) {
 
 async function begin() {
   text("sentence", data.sentence); text("file", data.file);
+  if (data.banner) { by("banner").textContent = data.banner; by("banner").hidden = false; }
   for (const line of data.warnings) { const item = document.createElement("li"); item.textContent = "Warning: " + line + "."; by("warnings").append(item); }
   for (const [name, value, about] of data.numbers) {
     const row = document.createElement("tr");

@@ -8,7 +8,7 @@ import torch
 
 from cxr import datasets, film, lungs, metrics
 from cxr.checkpoints import Model
-from cxr.evaluation import cases, heatmaps, realism
+from cxr.evaluation import cases, heatmaps, places, realism
 from cxr.networks import Classifier, ClassifierConfig
 
 
@@ -89,7 +89,7 @@ def masks(xrays, tmp_path_factory):
 def judged(bright, xrays, masks):
     """A judge with masks, a diseased row and its explanation."""
     data = datasets.open_dataset(xrays, 32)
-    files = [cases.mask_files(folder, "--masks", data) for folder in masks]
+    files = [places.mask_files(folder, "--masks", data) for folder in masks]
     own = cases.Judge(bright, data, None, *files, refine=1)
     row = int(data.rows("test")[-1])
     return own, row, own.explain(row)

@@ -9,22 +9,22 @@ import torch
 
 from cxr import CxrError, UsageError, datasets, film
 from cxr.checkpoints import Model
-from cxr.evaluation import cases
+from cxr.evaluation import cases, places
 
 
 def test_masks_of_other_images_are_refused(xrays, tmp_path):
     film.write_png(tmp_path / "stranger.png", np.zeros((32, 32), np.uint8))
     with pytest.raises(UsageError, match="--masks .*no file there is called like an image"):
-        cases.mask_files(tmp_path, "--masks", datasets.open_dataset(xrays, 32))
+        places.mask_files(tmp_path, "--masks", datasets.open_dataset(xrays, 32))
     data = datasets.open_dataset(xrays, 32)
     twice = dataclasses.replace(data, paths=("a/one.png", "b/one.png"))
     film.write_png(tmp_path / "one.png", np.zeros((32, 32), np.uint8))
     with pytest.raises(CxrError, match="two images are called one"):
-        cases.mask_files(tmp_path, "--masks", twice)
+        places.mask_files(tmp_path, "--masks", twice)
     (tmp_path / "left").mkdir()
     film.write_png(tmp_path / "left" / "one.png", np.zeros((32, 32), np.uint8))
     with pytest.raises(CxrError, match="are called alike"):
-        cases.mask_files(tmp_path, "--masks", twice)
+        places.mask_files(tmp_path, "--masks", twice)
 
 
 def test_change_outside_the_lungs_is_a_share_of_the_change(judged):
@@ -153,8 +153,8 @@ def test_boxes_mark_the_place_that_they_name(judged, tmp_path):
     own, row, _ = judged
     name = Path(own.data.paths[row]).name
     table = boxes(tmp_path, f"{name},0.25,0.5,0.25,0.125", f"{name},0,0,0.125,0.125", "other,,,,")
-    marked = dataclasses.replace(own, masks=cases.boxes_of(table, own.data)).place
-    place = marked(cases.boxes_of(table, own.data), row)
+    marked = dataclasses.replace(own, masks=places.boxes_of(table, own.data)).place
+    place = marked(places.boxes_of(table, own.data), row)
     expected = np.zeros((32, 32), bool)
     expected[16:20, 8:16] = expected[:4, :4] = True
     assert (place == expected).mean() > 0.98  # the fixture's images are not square, or are resized
@@ -170,12 +170,12 @@ def test_boxes_mark_the_place_that_they_name(judged, tmp_path):
 )
 def test_bad_boxes_are_refused_with_their_line(judged, tmp_path, header, line, words):
     with pytest.raises(CxrError, match=words):
-        cases.boxes_of(boxes(tmp_path, line, header=header), judged[0].data)
+        places.boxes_of(boxes(tmp_path, line, header=header), judged[0].data)
 
 
 def test_boxes_of_other_images_are_refused(judged, tmp_path):
     with pytest.raises(UsageError, match="no name there is that of an image"):
-        cases.boxes_of(boxes(tmp_path, "stranger,0,0,1,1"), judged[0].data)
+        places.boxes_of(boxes(tmp_path, "stranger,0,0,1,1"), judged[0].data)
 
 
 def test_without_a_mask_the_lungs_are_found(judged, monkeypatch):

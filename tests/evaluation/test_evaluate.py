@@ -75,7 +75,8 @@ def test_every_part_has_its_figures(whole):
     assert set(whole["stability"]) == MAPS
     notes = whole["about"]["notes"]
     swap = "not measured: disentanglement.swap (the CNN calls all neighbouring pairs alike)"
-    assert swap in notes and len(notes) == 3  # and neither source nor scanner is known
+    assert swap in notes and len(notes) == 4  # no sources, no scanners, and nothing is believed
+    assert whole["gate"]["believed"]["value"] == 0
     assert whole["about"]["feature_space"].startswith("pooled features")
     json.dumps(whole, allow_nan=False)
 
