@@ -19,6 +19,7 @@ from cxr.options import (
     data_options,
     device_option,
     example,
+    film_options,
     fit_option,
     force_option,
     gather,
@@ -202,6 +203,7 @@ def check_cnn(context, cnn: str, data: str | None, as_json: bool, **options) -> 
 @within_option
 @seed_option
 @out_option("explanation", "A folder for each image is made in it.")
+@film_options
 @force_option
 @device_option
 @json_option
@@ -245,7 +247,7 @@ def explain_command(context, images, model, out, force, device, as_json, **optio
 @within_option
 @data_options
 @seed_option
-@out_option("evaluation", "The folder for evaluation.json, evaluation.md and figures/.")
+@out_option("evaluation", "The folder for a page, evaluation.json, evaluation.md, figures/.")
 @click.option("--resume", is_flag=True, help="Continue the evaluation in --out.")
 @device_option
 @json_option
@@ -263,7 +265,7 @@ def evaluate(context, data: str, model: str, split: str, out: str, as_json: bool
         console.print_json(numbers)
     else:
         tables.evaluation(f"{data}, {split}", numbers)
-        console.say(f"numbers: {Path(out) / 'evaluation.json'}")
+        console.say(f"page: {Path(out) / 'index.html'}")
     context.exit(INTERRUPTED if "stopped" in numbers["about"] else 0)
 
 

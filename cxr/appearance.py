@@ -5,13 +5,16 @@ A GAN that draws blotches inverts an image well and turns the verdict; only how 
 tells it from a good one.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from cxr import lungs
-from cxr.classifier import batches
-from cxr.datasets import Dataset, Pictures
+
+if TYPE_CHECKING:
+    from cxr.datasets import Dataset
 
 AXES = 64  # most directions in which the features' spread is known; one for each four images
 MOST = 1500  # training images that are looked at
@@ -19,7 +22,7 @@ WITHIN = 0.99  # share of held-out real images that lie within the limit
 NAMES = ("mean", "scale", "axes", "variances")
 
 
-def reference(data: Dataset) -> tuple[dict[str, Tensor], float]:
+def reference(data: "Dataset") -> tuple[dict[str, Tensor], float]:
     """What real images look like, as buffers of a model: `appearance.*`; and the limit of
     `distance` within which 99% of the real images lie that were not looked at.
 
@@ -27,10 +30,10 @@ def reference(data: Dataset) -> tuple[dict[str, Tensor], float]:
     of the training images as seen from the other half.
     """
     rows = np.random.default_rng(0).permutation(data.rows("train"))[:MOST]
-    seen = _features(Pictures(data.images, rows))
+    seen = _features(data.images, rows)
     half = len(seen) // 2
     held_out = (
-        distance(_features(data.pictures("val")), fit(seen)),
+        distance(_features(data.images, data.rows("val")), fit(seen)),
         distance(seen[half:], fit(seen[:half])),
     )
     limit = max(float(d.quantile(WITHIN)) for d in held_out)
@@ -78,5 +81,7 @@ def shapes(buffers: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {f"appearance.{name}": size for name, size in zip(NAMES, sizes)}
 
 
-def _features(pictures: Pictures) -> Tensor:
-    return torch.cat([lungs.features(x) for x in batches(pictures, "cpu", 64)])
+def _features(images: np.ndarray, rows: np.ndarray) -> Tensor:
+    """Of the rows of images uint8 [N, R, R], 64 at a time."""
+    parts = (images[rows[first : first + 64]] for first in range(0, len(rows), 64))
+    return torch.cat([lungs.features(torch.from_numpy(x)[:, None] / 127.5 - 1) for x in parts])

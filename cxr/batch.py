@@ -7,6 +7,7 @@ from cxr import UsageError, console, explain, report
 from cxr.checkpoints import Model
 from cxr.data.folders import names_apart
 from cxr.files import write_text
+from cxr.film import check_film
 from cxr.options import reason
 
 
@@ -16,13 +17,16 @@ def explain_all(
     out: str | Path,
     stopped: Sequence[int],
     quiet: bool,
+    film: str = "gif",
+    fps: float = 8,
     **options,
 ) -> list[dict]:
     """Explain images into a folder each, below `out`, until `stopped` holds a signal.
 
-    quiet: print no table. Returns the numbers of each image in turn; those of one that failed hold
+    quiet: print no table; film, fps: as of `Explanation.write`. Returns the numbers of each image in turn; those of one that failed hold
     its "image" and its "error".
     """
+    check_film(film)
     results = []
     bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
     with bars as bar:
@@ -32,7 +36,7 @@ def explain_all(
                 explanation = explain.explain(path, model, **options)
                 numbers = explanation.numbers
                 replaced = folder.exists()
-                explanation.write(folder)
+                explanation.write(folder, film, fps)
             except UsageError:
                 raise  # the other images would say the same
             except Exception as error:  # noqa: BLE001 - the other images are still explained
@@ -46,7 +50,7 @@ def explain_all(
             if stopped:
                 break
     done = any("error" not in numbers for numbers in results) and not stopped
-    if done and len(paths) > 1:
+    if done and len(list(Path(out).glob("*/explanation.json"))) > 1:
         write_text(Path(out) / "index.html", report.index(out))
         console.say(f"all explanations: {Path(out) / 'index.html'}")
     return results

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from cxr import CxrError, UsageError, attribution, images, inversion, lungs
+from cxr.belief import doubts, refusals
 from cxr.checkpoints import Model, load_classifier, load_model, shipped, weights_folder
 from cxr.classifier import to_tensor
 from cxr.cnn.fingerprint import fingerprint, same
 from cxr.cnn.own import name_of
 from cxr.device import prepare as prepare_device
-from cxr.explanation import Explanation, Traversal, doubts, measure, refusals
+from cxr.explanation import Explanation, Traversal, measure
 from cxr.inversion import invert, sampled_directions
 from cxr.networks import Classifier
 from cxr.overlay import lay_over

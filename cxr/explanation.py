@@ -4,7 +4,6 @@ import base64
 import html
 import json
 import platform
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from cxr import __version__, appearance, attribution, film, metrics, report
+from cxr.belief import PICTURES
 from cxr.checkpoints import Model, save
-from cxr.classifier import likeness, to_uint8, useless
+from cxr.classifier import likeness, to_uint8
 from cxr.files import replacing_folder, write_text
+from cxr.film import Sheet
 from cxr.inversion import Codes, Inversion
 from cxr.overlay import Overlay
 
-PICTURES = ("original", "healthy_end", "middle", "diseased_end", "counterfactual")
 NOT_BELIEVED = "do not believe this explanation"
-LEAST_SSIM = 0.7  # of the reconstruction: below it, it is another picture
-REJECTED = 0.1  # gap in probability above which a reconstruction does not stand for its image
 CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
 
 
@@ -107,15 +105,22 @@ class Explanation(Traversal):
         """Open the panel in the system's image viewer."""
         Image.fromarray(self.panel()).show()
 
-    def write(self, folder: str | Path) -> None:
-        """Write the explanation folder: page, GIF, panel, CSV, JSON and safetensors. A folder that is
-        there is replaced whole, once all is written. Raises CxrError."""
-        with replacing_folder(folder) as draft:
-            self._write_files(draft)
+    def write(self, folder: str | Path, kind: str = "gif", fps: float = 8) -> None:
+        """Write the explanation folder: page, film, panel, CSV, JSON and safetensors. A folder that is
+        there is replaced whole, once all is written.
 
-    def _write_files(self, folder: Path) -> None:
-        film.write_gif(folder / "explanation.gif", self.film(), 0.12)
+        kind: of the film, gif, webp, mp4 or none; fps: its frames in a second. Raises CxrError,
+        UsageError if such a film cannot be written here.
+        """
+        film.check_film(kind)
+        with replacing_folder(folder) as draft:
+            self._write_files(draft, kind, fps)
+
+    def _write_files(self, folder: Path, kind: str, fps: float) -> None:
+        if kind != "none":
+            film.write_film(folder / f"explanation.{kind}", self.film(), fps)
         film.write_png(folder / "panel.png", self.panel())
+        write_text(folder / "panel.svg", film.panel_svg(self.sheet()))
         columns = ("dose", "logit", "probability", "probability_overlaid")
         rows = zip(*(self.numbers[key] for key in columns))
         lines = [",".join(columns)] + [f"{d:.4f},{z:.4f},{p:.6f},{o:.6f}" for d, z, p, o in rows]
@@ -137,40 +142,53 @@ class Explanation(Traversal):
         save(folder / "latents.safetensors", tensors, {"classes": self.classes})
 
     def film(self) -> list[np.ndarray]:
-        """The frames of the GIF, uint8 RGB."""
+        """The frames of the film, uint8 RGB."""
+        n, image = self.numbers, to_uint8(self.image[0, 0])
+        scene = film.Scene(
+            *(image, n["original"]["probability"], self.drawn("latent_ig")),
+            *(self.classes[1], self.overlay.own, self.banner),
+        )
         return film.film(
+            scene,
             to_uint8(self.frames[:, 0]),
             to_uint8(self.overlaid[:, 0]),
             self.doses.tolist(),
-            list(zip(self.numbers["probability"], self.numbers["probability_overlaid"])),
-            positive=self.classes[1],
-            found=self.overlay.own,
-            banner=self.banner,
+            list(zip(n["probability"], n["probability_overlaid"])),
         )
 
     def panel(self) -> np.ndarray:
-        """One picture, uint8 RGB: images above, heat maps below."""
-        n, probability = self.numbers, self.numbers["probability"]
-        image = to_uint8(self.image[0, 0])
-        pictures = [
-            ("original", n["original"]["probability"], self.image[0, 0]),
+        """One picture, uint8 RGB: the verdict, what turns it and where above; the rest below."""
+        return film.panel(self.sheet())
+
+    def sheet(self) -> Sheet:
+        """What the panel shows."""
+        n, image = self.numbers, to_uint8(self.image[0, 0])
+        answers, changed = n["probability"], n["counterfactual"]["probability_overlaid"]
+        pictures = (
             ("reconstruction", n["reconstruction"]["probability"], self.reconstructions[0, 0]),
-            ("healthy end", probability[0], self.frames[0, 0]),
-            ("diseased end", probability[-1], self.frames[-1, 0]),
-            ("counterfactual", n["counterfactual"]["probability_overlaid"], self.counterfactual()),
-        ]
-        tiles = [(f"{name}\nP {p:.2f}", to_uint8(x), None, False) for name, p, x in pictures]
-        signed = {"difference", "latent_ig", "gradient", "integrated_gradients"}
-        for name in self.maps:
-            tiles.append((film.TITLES[name], image, self.drawn(name), name in signed))
-        caption = (
-            f"{self.classes[1]} as this classifier sees it. "
-            f"SSIM of the reconstruction {n['reconstruction']['ssim']:.2f}, "
-            f"completeness error {n['completeness_error']:.3f}. The counterfactual is the original, "
-            "changed within a mask sought for this classifier."
+            ("healthy end", answers[0], self.frames[0, 0]),
+            ("diseased end", answers[-1], self.frames[-1, 0]),
         )
-        lines = [caption, *(f"Warning: {w}." for w in self.warnings)]
-        return film.panel(tiles, "\n".join(lines), self.banner)
+        top = np.percentile(np.abs(self.drawn("latent_ig")), 99.5)
+        large = (
+            (f"original\nP {n['original']['probability']:.2f}", image, None),
+            (f"counterfactual\nP {changed:.2f}", to_uint8(self.counterfactual()), None),
+            (f"where: latent IG\nup to {top:.2g} logits a pixel", image, self.drawn("latent_ig")),
+        )
+        small = [(f"{name}\nP {p:.2f}", to_uint8(x), None) for name, p, x in pictures]
+        small += [
+            (film.TITLES[name], image, self.drawn(name))
+            for name in self.maps
+            if name != "latent_ig"
+        ]
+        about = (
+            "The counterfactual is the original, changed within a mask sought for this classifier. P "
+            f"is the probability of {self.classes[1]}. SSIM of the reconstruction "
+            f"{n['reconstruction']['ssim']:.2f}, completeness error {n['completeness_error']:.3f}. "
+            "Left and right are as in the file."
+        )
+        lines = (about, *(f"Warning: {line}." for line in self.warnings))
+        return Sheet(report.sentence(self), large, small, lines, self.banner)
 
     def drawn(self, name: str) -> np.ndarray:
         """A map [R, R] as pictures show it: with its signs, smoothed by a Gaussian of R / 32."""
@@ -305,72 +323,6 @@ def _changed(x: Tensor, y: Tensor) -> float:
 def _l1(difference: Tensor) -> float:
     """Mean absolute difference, as a share of the grey range."""
     return difference.abs().mean().item() / 2
-
-
-def rejections(numbers: dict, model: Model) -> list[str]:
-    """Why the reconstruction does not stand for the image, if it does not: a gap in probability
-    above 0.1, or an encoder's SSIM under the 5th percentile of validation images."""
-    lines, n = [], numbers["reconstruction"]
-    limit = model.info["thresholds"].get("ssim", -1.0)
-    if n["probability_gap"] > REJECTED:
-        lines.append(
-            f"the reconstruction is too far from the image: the classifier gives it "
-            f"{n['probability']:.2f}, the image {numbers['original']['probability']:.2f}"
-        )
-    if n["ssim_encoder"] < limit:
-        lines.append(
-            "the reconstruction is too far from the image: the encoder's SSIM is "
-            f"{n['ssim_encoder']:.2f}, under validation's {limit:.2f}"
-        )
-    return lines
-
-
-def refusals(numbers: dict, model: Model) -> list[str]:
-    """Why an explanation is not to be believed, if it is not. No floor is set by the GAN itself: a
-    bad one would set a low one."""
-    lines, likely = [], numbers["likeness"]
-    if likely is not None and likely < model.info["thresholds"].get("likeness", -1):
-        lines.append("this does not look like the radiographs the model was trained on")
-    if why := _useless(model):
-        lines.append(f"the classifier is useless: {why}")
-    lines += rejections(numbers, model)
-    if numbers["reconstruction"]["ssim"] < LEAST_SSIM:
-        lines.append(
-            "the reconstruction is another picture: its SSIM is "
-            f"{numbers['reconstruction']['ssim']:.2f}, under {LEAST_SSIM}"
-        )
-    if not numbers["counterfactual"]["flipped"]:
-        lines.append("the path does not change the classifier's verdict")
-    elif not numbers["counterfactual"]["flipped_overlaid"]:
-        lines.append("the overlay does not change the classifier's verdict")
-    real = numbers["appearance"] or {"limit": 0}
-    strange = [name for name in PICTURES if real.get(name, 0) > real["limit"]]
-    if strange:
-        told = ", ".join(f"{name.replace('_', ' ')} {real[name]:.1f}" for name in strange)
-        lines.append(
-            f"these pictures do not look like real radiographs: {told} (99% of real ones are under "
-            f"{real['limit']:.1f})"
-        )
-    return lines
-
-
-def _useless(model: Model) -> str | None:
-    """Why the model's own classifier is useless, if its metrics are known and say so."""
-    if "foreign" not in model.info:
-        with suppress(KeyError, TypeError, ValueError):  # of a user's own, nothing is known
-            return useless(model.info["metrics"]["classifier"])
-    return None
-
-
-def doubts(model: Model) -> list[str]:
-    """Lines that call for care."""
-    lines = []
-    if "foreign" in model.info:
-        lines.append(
-            "another classifier than the one that the GAN was trained for is explained: the dose "
-            "axis is the GAN's"
-        )
-    return lines
 
 
 def versions() -> dict[str, str]:

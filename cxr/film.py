@@ -2,26 +2,29 @@
 
 import textwrap
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from cxr import UsageError
+from cxr.canvas import FINE, MUTED, RULE, SURFACE, TEXT, Canvas, Colour, Vector, png
 from cxr.files import replacing
 from cxr.images import resize
 
-FINE = (
-    2  # everything is drawn this many times larger, then averaged: smooth lines without a library
-)
-BACKGROUND, SURFACE, RULE = (16, 18, 23), (25, 28, 35), (62, 68, 80)
-TEXT, MUTED = (236, 239, 244), (150, 158, 172)
 HEALTHY, DISEASED = (86, 164, 255), (255, 96, 72)  # also less and more, in a signed heat map
-GLOW, ALARM = (255, 214, 64), (190, 20, 20)
-SIDE, GAP, LINE = 256, 16, 24  # of a panel: a tile, the space around it, a line of text
-FILM = ("as the GAN draws it", "the original, changed where needed")
+GLOW = (255, 214, 64)
+FILMS = ("gif", "webp", "mp4", "none")
+REST, GREYS, CLEAR = 4, 64, 255  # frames that a film rests at its ends; of a GIF: greys, no colour
+SIDE, GAP, LINE = 340, 16, 24  # of a panel: a tile, the space around it, a line of text
+TILE, TOP, ROW = 224, 22, 286  # of a film: a tile, the upper edge, a row of tiles and their words
+FOOT = TOP + ROW + TILE + 32
+PLOT = (2 * GAP + TILE + 34, TOP + ROW + 42, 3 * (TILE + GAP) - 8, TOP + ROW + 200)
+FILM = ("the original", "the original, changed", "as the GAN draws it")
 FOOTER = "research only, no diagnosis"
 TITLES = {
     "latent_ig": "latent IG",
@@ -31,66 +34,103 @@ TITLES = {
     "grad_cam": "Grad-CAM",
 }
 
-Colour = tuple[int, int, int]
-Tile = tuple[str, np.ndarray, np.ndarray | None, bool]
+Tile = tuple[str, np.ndarray, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a film shows beside what changes from frame to frame.
+
+    original: uint8 [R, R]; before: its probability; heat: a map [R, R] laid over it; positive: the
+    name of the diseased class; found: the dose at which the image itself was found, marked on the
+    dose axis; banner: words in red above all.
+    """
+
+    original: np.ndarray
+    before: float
+    heat: np.ndarray
+    positive: str = "pneumonia"
+    found: float | None = None
+    banner: str = ""
 
 
 def film(
+    scene: Scene,
     drawn: np.ndarray,
     overlaid: np.ndarray,
     doses: Sequence[float],
     probabilities: Sequence[tuple[float, float]],
-    positive: str = "pneumonia",
-    found: float | None = None,
-    banner: str = "",
 ) -> list[np.ndarray]:
-    """The X-ray at each dose beside the CNN's response so far, one figure per frame.
+    """The X-ray at each dose beside the original, with the CNN's answers so far: a figure per frame.
 
     drawn, overlaid: uint8 [F, R, R], the generator's frames and the path laid over the original;
-    doses: F numbers in [0, 1]; probabilities: F pairs of them, the response to either; positive:
-    the name of the diseased class; found: the dose at which the explained image itself was found,
-    marked on the dose axis; banner: words in red above all. Returns F figures, uint8 [H, W, 3], of
-    the same size.
+    doses: F numbers in [0, 1]; probabilities: F pairs of them, the answer to either. Returns F
+    figures, uint8 [H, W, 3], of the same size. What does not change is equal in all of them, to the
+    pixel.
     """
-    pictures = list(zip(drawn, overlaid, strict=True))
+    pictures = list(zip(overlaid, drawn, strict=True))
     points = [(dose, *pair) for dose, pair in zip(doses, probabilities, strict=True)]
     return [
-        _film_frame(pair, points[: count + 1], positive, found, banner)
+        _film_frame(scene, pair, points[: count + 1])
         for count, (pair, _) in enumerate(zip(pictures, points, strict=True))
     ]
 
 
-def panel(tiles: Sequence[Tile], caption: str, banner: str = "") -> np.ndarray:
-    """A sheet of titled tiles, five to a row, with the caption's lines below, and the banner's words
-    in red above.
+@dataclass(frozen=True)
+class Sheet:
+    """What a panel shows: a sentence, tiles, lines below, and a banner's words in red above all.
 
-    Each tile is (title, image, heat, signed): the title may have two lines; image uint8 [R, R];
-    heat float [R, R] laid over it, or None; a signed heat runs from blue (less) to red (more), an
-    unsigned one from nothing to yellow. Each heat is scaled to its own 99.5 percentile. Returns
-    uint8 [H, W, 3].
+    A tile is (title of one or two lines, image uint8 [R, R], heat float [R, R] laid over it, or
+    None). A heat with signs runs from blue (against the disease) to red (for it), one without from
+    nothing to yellow, each scaled to its own 99.5 percentile, which its title may tell.
     """
-    rows = [tiles[start : start + 5] for start in range(0, len(tiles), 5)]
-    titles = [LINE * max(tile[0].count("\n") + 1 for tile in row) + 6 for row in rows]
-    width = GAP + len(rows[0]) * (SIDE + GAP)
-    wrap = (width - 2 * GAP) // 9  # letters to a line
-    words = [part for text in caption.splitlines() for part in textwrap.wrap(text, wrap)]
-    kinds = sorted({signed for _, _, heat, signed in tiles if heat is not None})
-    y = GAP + (2 * LINE if banner else 0)
-    tiled = y + sum(titles) + len(rows) * (SIDE + GAP)
-    canvas = _Canvas(width, tiled + LINE * (len(words) + bool(kinds) + 1) + GAP)
-    canvas.banner(banner, 2 * LINE, 22)
-    for row, title in zip(rows, titles, strict=True):
-        for column, tile in enumerate(row):
-            _draw_tile(canvas, GAP + column * (SIDE + GAP), y + title, tile)
-        y += title + SIDE + GAP
-    for text in words:
-        canvas.text(GAP, y, text, 17, TEXT)
+
+    sentence: str
+    large: Sequence[Tile]  # three of them
+    small: Sequence[Tile]
+    lines: Sequence[str]
+    banner: str = ""
+
+
+def panel(sheet: Sheet) -> np.ndarray:
+    """The panel as uint8 [H, W, 3]."""
+    return _panel(sheet, Canvas).array()
+
+
+def panel_svg(sheet: Sheet) -> str:
+    """The panel as an SVG file, with its words and numbers as text."""
+    return _panel(sheet, Vector).svg()
+
+
+def _panel(sheet: Sheet, kind: type[Canvas]) -> Canvas:
+    width = GAP + 3 * (SIDE + GAP)
+    columns = 7
+    side = (width - GAP) // columns - GAP
+    head = textwrap.wrap(sheet.sentence, (width - 2 * GAP) // 10)
+    words = [textwrap.wrap(line, (width - 2 * GAP) // 9) or [""] for line in sheet.lines]
+    y = GAP + (2 * LINE if sheet.banner else 0)
+    below = y + LINE * (len(head) + 2) + 8 + SIDE + GAP
+    rows = -(-len(sheet.small) // columns)
+    bottom = below + rows * (side + 2 * LINE + GAP)
+    height = bottom + LINE * (sum(map(len, words)) + 3) + GAP
+    canvas = kind(width, height)
+    canvas.banner(sheet.banner, 2 * LINE, 22)
+    for text in head:
+        canvas.text(GAP, y, text, 20, TEXT, width=width - 2 * GAP)
         y += LINE
-    if kinds:
-        _draw_legend(canvas, GAP, y, kinds)
+    for place, tile in enumerate(sheet.large):
+        _draw_tile(canvas, GAP + place * (SIDE + GAP), y + 2 * LINE + 8, tile, SIDE, 18)
+    for place, tile in enumerate(sheet.small):
+        row, column = divmod(place, columns)
+        x, top = GAP + column * (side + GAP), below + row * (side + 2 * LINE + GAP)
+        _draw_tile(canvas, x, top + 2 * LINE, tile, side, 14)
+    y = bottom
+    for text in (line for lines in words for line in lines):
+        canvas.text(GAP, y, text, 16, TEXT, width=width - 2 * GAP)
         y += LINE
-    canvas.text(GAP, y + 4, FOOTER, 13, MUTED)
-    return canvas.array()
+    _draw_legend(canvas, GAP, y)
+    canvas.text(GAP, y + LINE + 4, FOOTER, 13, MUTED)
+    return canvas
 
 
 def overlay(image: np.ndarray, heat: np.ndarray | None, signed: bool, side: int) -> np.ndarray:
@@ -109,52 +149,60 @@ def overlay(image: np.ndarray, heat: np.ndarray | None, signed: bool, side: int)
     return np.uint8(grey * (1 - cover) + colour * cover)
 
 
-def _draw_tile(canvas: "_Canvas", x: int, y: int, tile: Tile) -> None:
+def _draw_tile(canvas: Canvas, x: int, y: int, tile: Tile, side: int, size: int) -> None:
     """The picture's corner is at (x, y); the title stands above, its last line next to it."""
-    name, image, heat, signed = tile
-    canvas.picture(x, y, overlay(image, heat, signed, SIDE * FINE))
+    name, image, heat = tile
+    signed = heat is not None and bool(np.min(heat) < 0)
+    canvas.picture(x, y, overlay(image, heat, signed, side * FINE))
     lines = name.split("\n")
     for number, text in enumerate(lines):
-        above = 6 + LINE * (len(lines) - number)
-        canvas.text(x, y - above, text, 18, MUTED if number else TEXT, width=SIDE)
+        above = 6 + (size + 6) * (len(lines) - number)
+        canvas.text(x, y - above, text, size, MUTED if number else TEXT, width=side)
 
 
-def _draw_legend(canvas: "_Canvas", x: float, y: float, kinds: list[bool]) -> None:
+def _draw_legend(canvas: Canvas, x: float, y: float) -> None:
     grey, ramp = np.full((64, 64), 96, np.uint8), np.linspace(0, 1, 64)[None].repeat(64, axis=0)
-    for signed in kinds:
+    for signed, low, high in (
+        (True, "against the disease", "for it"),
+        (False, "nothing", "most, in a map without signs"),
+    ):
         bar = overlay(grey, 2 * ramp - 1 if signed else ramp, signed, 96 * FINE)[: 10 * FINE]
-        x = canvas.text(x, y + 4, "less" if signed else "none", 13, MUTED) + 8
+        x = canvas.text(x, y + 4, low, 13, MUTED) + 8
         canvas.picture(round(x), y + 7, bar)
-        x = canvas.text(round(x) + 96 + 8, y + 4, "more" if signed else "most", 13, MUTED) + 32
+        x = canvas.text(round(x) + 96 + 8, y + 4, high, 13, MUTED) + 32
 
 
 def _film_frame(
+    scene: Scene,
     pictures: tuple[np.ndarray, np.ndarray],
     points: list[tuple[float, float, float]],
-    positive: str,
-    found: float | None,
-    banner: str,
 ) -> np.ndarray:
-    canvas = _Canvas(1056, 404)
-    canvas.banner(banner, 20, 14)
-    dose, probability, _ = points[-1]
-    for x, picture, name in zip((20, 356), pictures, FILM):
-        canvas.picture(x, 20, overlay(picture, None, False, 320 * FINE))
-        canvas.text(x, 348, name, 15, TEXT)
-    end = canvas.text(702, 46, "dose", 28, TEXT, "ls")
-    canvas.text(end + 8, 46, f"{dose:.2f}", 28, TEXT, "ls")
-    colour = _response_colour(probability)
-    end = canvas.text(702, 82, f"P({positive})", 28, colour, "ls", width=260)
-    canvas.text(end + 8, 82, f"{probability:.2f}", 28, colour, "ls")
-    _draw_curves(canvas, points, found)
-    canvas.text(20, 376, FOOTER, 13, MUTED)
+    canvas = Canvas(GAP + 3 * (TILE + GAP), FOOT + 28)
+    canvas.banner(scene.banner, 18, 13)
+    dose, of_drawn, of_overlaid = points[-1]
+    answers = (scene.before, of_overlaid, of_drawn)
+    for column, (name, picture, p) in enumerate(
+        zip(FILM, (scene.original, *pictures), answers, strict=True)
+    ):
+        x = GAP + column * (TILE + GAP)
+        canvas.picture(x, TOP, overlay(picture, None, False, TILE * FINE))
+        canvas.text(x, TOP + TILE + 5, name, 14, TEXT, width=TILE)
+        answer = f"P({scene.positive})"
+        end = canvas.text(x, TOP + TILE + 25, answer, 15, _response_colour(p), width=TILE - 40)
+        canvas.text(end + 6, TOP + TILE + 25, f"{p:.2f}", 15, _response_colour(p))
+    y = TOP + ROW
+    canvas.picture(GAP, y, overlay(scene.original, scene.heat, True, TILE * FINE))
+    canvas.text(GAP, y + TILE + 5, "latent IG: red for, blue against it", 14, TEXT, width=TILE)
+    canvas.text(2 * GAP + TILE, y + 16, f"amount of disease {dose:.2f}", 18, TEXT, "ls")
+    _draw_curves(canvas, points, scene.found)
+    canvas.text(GAP, FOOT, FOOTER, 13, MUTED)
     return canvas.array()
 
 
 def _draw_curves(
-    canvas: "_Canvas", points: list[tuple[float, float, float]], found: float | None
+    canvas: Canvas, points: list[tuple[float, float, float]], found: float | None
 ) -> None:
-    left, top, right, bottom = 738, 116, 1026, 318
+    left, top, right, bottom = PLOT
 
     def place(dose: float, probability: float) -> tuple[float, float]:
         return left + min(dose, 1) * (right - left), bottom - probability * (bottom - top)
@@ -163,96 +211,25 @@ def _draw_curves(
     for tick in (0, 0.5, 1):
         x, y = place(tick, tick)
         canvas.line([(left, y), (right, y)], RULE, 1, dash=6 if tick == 0.5 else 0)
-        canvas.text(left - 8, y, f"{tick:g}", 15, MUTED, anchor="rm")
-        canvas.text(x, bottom + 6, f"{tick:g}", 15, MUTED, anchor="mt")
-    canvas.text((left + right) / 2, bottom + 26, "dose", 15, MUTED, anchor="mt")
+        canvas.text(left - 8, y, f"{tick:g}", 14, MUTED, anchor="rm")
+        canvas.text(x, bottom + 6, f"{tick:g}", 14, MUTED, anchor="mt")
+    words = "colour: the original, changed; grey: as the GAN draws it"
+    canvas.text((left + right) / 2, bottom + 26, words, 13, MUTED, anchor="mt")
     if found is not None:
         x = place(found, 0)[0]
         canvas.line([(x, top), (x, bottom)], TEXT, 1.5, dash=3)
-        canvas.text(min(max(x, left + 34), right - 34), top - 7, "this image", 15, TEXT, "ms")
-    laid, curve = ([place(point[0], point[which]) for point in points] for which in (2, 1))
-    for ends in pairwise(laid):
+        canvas.text(min(max(x, left + 34), right - 34), top - 5, "this image", 13, TEXT, "ms")
+    drawn, curve = ([place(point[0], point[which]) for point in points] for which in (1, 2))
+    for ends in pairwise(drawn):
         canvas.line(ends, MUTED, 2)
-    for ends, (_, probability, _) in zip(pairwise(curve), points[1:], strict=True):
+    for ends, (_, _, probability) in zip(pairwise(curve), points[1:], strict=True):
         canvas.line(ends, _response_colour(probability), 4)
-    canvas.dot(*curve[-1], 7, _response_colour(points[-1][1]))
-    canvas.text(702, 376, "coloured: the GAN's frames; grey: over the original", 13, MUTED)
+    canvas.dot(*curve[-1], 7, _response_colour(points[-1][2]))
 
 
 def _response_colour(probability: float) -> Colour:
     blend = np.array(HEALTHY) + probability * np.subtract(DISEASED, HEALTHY)
     return tuple(int(value) for value in blend)
-
-
-class _Canvas:
-    """Drawing in final pixels on a sheet FINE times larger."""
-
-    def __init__(self, width: int, height: int):
-        self.sheet = Image.new("RGB", (width * FINE, height * FINE), BACKGROUND)
-        self.pen = ImageDraw.Draw(self.sheet)
-
-    def array(self) -> np.ndarray:
-        return np.array(self.sheet.reduce(FINE))
-
-    def picture(self, x: int, y: int, pixels: np.ndarray) -> None:
-        """Pixels are uint8 [h * FINE, w * FINE, 3]."""
-        self.sheet.paste(Image.fromarray(pixels), (x * FINE, y * FINE))
-
-    def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
-        self.pen.rectangle([left * FINE, top * FINE, right * FINE, bottom * FINE], colour)
-
-    def banner(self, words: str, height: int, size: int) -> None:
-        """Words on a red strip along the upper edge; nothing where there are none."""
-        if words:
-            width = self.sheet.width // FINE
-            self.box(0, 0, width, height, ALARM)
-            self.text(width / 2, height / 2, words.upper(), size, (255, 255, 255), "mm")
-
-    def dot(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        self.pen.circle((x * FINE, y * FINE), radius * FINE, colour, TEXT, FINE)
-
-    def line(
-        self, ends: Sequence[tuple[float, float]], colour: Colour, width: float, dash: int = 0
-    ) -> None:
-        """A straight line with round ends, or in dashes of `dash` pixels."""
-        (x0, y0), (x1, y1) = np.array(ends) * FINE
-        thick = round(width * FINE)
-        pieces = max(1, round(np.hypot(x1 - x0, y1 - y0) / (dash * FINE))) if dash else 1
-        cuts = np.linspace(0, 1, pieces + 1)
-        for start, end in list(pairwise(cuts))[::2]:
-            a = (x0 + start * (x1 - x0), y0 + start * (y1 - y0))
-            b = (x0 + end * (x1 - x0), y0 + end * (y1 - y0))
-            self.pen.line([a, b], colour, thick)
-            if not dash:
-                for joint in (a, b):
-                    self.pen.circle(joint, thick / 2, colour)
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        size: int,
-        colour: Colour,
-        anchor: str = "la",
-        width: float | None = None,
-    ) -> float:
-        """Text, smaller where `width` asks for it, cut where even 11 is too large; returns its end.
-
-        The end is the x at which left-aligned text stops.
-        """
-        if width is not None:
-            while size > 11 and _font(size).getlength(words) > width * FINE:
-                size -= 1
-            while _font(size).getlength(words) > width * FINE:
-                words = words.removesuffix("...")[:-1] + "..."
-        self.pen.text((x * FINE, y * FINE), words, colour, _font(size), anchor)
-        return x + _font(size).getlength(words) / FINE
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size * FINE)
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
@@ -261,47 +238,74 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
         temporary.write_bytes(png(image))
 
 
-def png(image: np.ndarray) -> bytes:
-    """uint8 [H, W] or [H, W, 3] as the bytes of a PNG file."""
-    return imageio.imwrite("<bytes>", image, extension=".png")
+def check_film(kind: str) -> None:
+    """Raises UsageError if films of this kind cannot be written here."""
+    if kind not in FILMS:
+        raise UsageError(f"a film is {', '.join(FILMS)}, not {kind!r}")
+    if kind == "mp4" and not find_spec("imageio_ffmpeg"):
+        raise UsageError("--film mp4 needs ffmpeg: pip install 'imageio[ffmpeg]', or take webp")
 
 
-def write_gif(path: str | Path, frames: Sequence[np.ndarray], seconds: float) -> None:
-    """Write F frames, uint8 [H, W] or [H, W, 3], as a GIF that plays forth and back for ever.
-
-    It holds 2F - 2 frames, each shown for `seconds`, and rests on the first and the last. One
-    palette serves all frames, so that nothing flickers. Raises CxrError.
-    """
-    height, width = frames[0].shape[:2]
-    strip = _indexed(np.array(Image.fromarray(np.concatenate(frames)).convert("RGB")))
-    tops = range(0, strip.height, height)
-    forth = [strip.crop((0, top, width, top + height)) for top in tops]
-    shown = [round(1000 * seconds)] * len(forth)  # milliseconds
-    shown[0] = shown[-1] = 4 * shown[0]
-    first, *rest = forth + forth[-2:0:-1]
-    times = shown + shown[-2:0:-1]
+def write_film(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> None:
+    """Write F frames, uint8 [H, W] or [H, W, 3], as the film that the path's suffix names: .gif, .webp
+    or .mp4. It rests on the first and the last frame, and plays forth and back for ever; a GIF, to
+    be small, forth alone. Raises CxrError."""
+    frames = [np.array(Image.fromarray(frame).convert("RGB")) for frame in frames]
+    kind = Path(path).suffix[1:]
+    times = [1000 / fps] * len(frames)  # milliseconds
+    times[0] = times[-1] = REST * 1000 / fps
+    if kind != "gif":
+        frames, times = frames + frames[-2:0:-1], times + times[-2:0:-1]
     with replacing(path) as temporary:
-        first.save(
-            temporary, "GIF", save_all=True, append_images=rest, duration=times, loop=0, disposal=1
-        )
+        if kind == "mp4":
+            _write_mp4(temporary, frames, times, fps)
+        else:
+            first, *rest = map(Image.fromarray, frames) if kind == "webp" else _indexed(frames)
+            options = {"quality": 80, "method": 4} if kind == "webp" else {"disposal": 1}
+            first.save(
+                *(temporary, kind.upper()),
+                save_all=True,
+                append_images=rest,
+                loop=0,
+                duration=[round(time) for time in times],
+                **options,
+            )
 
 
-def _indexed(pixels: np.ndarray) -> Image.Image:
-    """uint8 [H, W, 3] -> a palette image: 128 exact greys, and the best 128 colours for the rest.
+def _write_mp4(path: Path, frames: list[np.ndarray], times: list[float], fps: float) -> None:
+    """Every frame as often as its time asks; the sides made even, as H.264 needs them."""
+    shown = [f for f, time in zip(frames, times) for _ in range(round(time * fps / 1000))]
+    height, width = (side - side % 2 for side in shown[0].shape[:2])
+    codec = {"codec": "libx264", "macro_block_size": 1, "pixelformat": "yuv420p"}
+    options = {"plugin": "FFMPEG", "extension": ".mp4", "fps": fps}
+    path.write_bytes(
+        imageio.imwrite("<bytes>", [f[:height, :width] for f in shown], **options, **codec)
+    )
+
+
+def _indexed(frames: Sequence[np.ndarray]) -> list[Image.Image]:
+    """Frames uint8 [H, W, 3] as palette images: 64 greys, and the best 191 colours for the rest. A
+    pixel that does not change is transparent from the second frame on: equal ones take no room.
 
     Pillow's own choices either drown a thin red curve in X-ray greys or tint the X-ray.
     """
-    levels = np.rint(np.linspace(0, 255, 128)).astype(int)
+    pixels = np.concatenate(frames)
+    levels = np.rint(np.linspace(0, 255, GREYS)).astype(int)
     palette = levels.repeat(3).tolist()
-    index = np.uint8(np.rint(pixels[..., 0] * (127 / 255)))
+    index = np.uint8(np.rint(pixels[..., 0] * ((GREYS - 1) / 255)))
     coloured = np.ptp(pixels, axis=-1) > 0
     if coloured.any():
-        rest = Image.fromarray(pixels[coloured][None]).quantize(128)  # one long row
-        palette += rest.getpalette()
-        index[coloured] = 128 + np.array(rest)[0]
-    image = Image.fromarray(index)
-    image.putpalette(palette)
-    return image
+        rest = Image.fromarray(pixels[coloured][None]).quantize(CLEAR - GREYS)  # one long row
+        palette += rest.getpalette()[: 3 * (CLEAR - GREYS)]
+        index[coloured] = GREYS + np.array(rest)[0]
+    index = index.reshape(len(frames), *frames[0].shape[:2])
+    same = index[1:] == index[:-1]
+    index[1:][same] = CLEAR
+    images = [Image.fromarray(one) for one in index]
+    for image in images:
+        image.putpalette(palette + [0] * (3 * (CLEAR + 1) - len(palette)))
+        image.info["transparency"] = CLEAR
+    return images
 
 
 def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:

@@ -147,6 +147,19 @@ within_option = click.option(
 )
 
 
+film_options = stack(
+    click.option(
+        "--film",
+        type=click.Choice(("gif", "webp", "mp4", "none")),
+        default="gif",
+        help="Kind of film; mp4 needs ffmpeg.",
+    ),
+    click.option(
+        "--fps", type=click.FloatRange(0.5, 50), default=8, help="Frames of the film in a second."
+    ),
+)
+
+
 force_option = click.option(
     "--force", is_flag=True, help="Exit with 0, even if an explanation is not to be believed."
 )

@@ -36,7 +36,7 @@ ABOUT = {
 
 def page(e: "Explanation") -> str:
     """The HTML of an explanation, complete."""
-    return _fill("report", facts(e))
+    return fill("report", facts(e))
 
 
 def index(folder: str | Path) -> str:
@@ -47,7 +47,7 @@ def index(folder: str | Path) -> str:
     for file in files:
         with suppress(ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
             rows.append(_row(json.loads(file.read_text()), file.parent.name))
-    return _fill("index", {"rows": rows, "unreadable": len(files) - len(rows)})
+    return fill("index", {"rows": rows, "unreadable": len(files) - len(rows)})
 
 
 def _row(n: dict, folder: str) -> dict:
@@ -78,7 +78,7 @@ def thumbnail(e: "Explanation") -> np.ndarray:
     return np.concatenate([film.overlay(x, heat, True, 64) for x, heat in tiles], 1)
 
 
-def _fill(name: str, told: object) -> str:
+def fill(name: str, told: object) -> str:
     """A template with its style, its script and the facts that it shows."""
     style, script = (PAGES / "style.css").read_text(), (PAGES / f"{name}.js").read_text()
     data = json.dumps(told, ensure_ascii=True, allow_nan=False)
@@ -101,7 +101,7 @@ def facts(e: "Explanation") -> dict:
         "size": e.image.shape[-1],
         "file": Path(n["image"]).name if n["image"] else "",
         "disease": e.classes[1],
-        "sentence": _sentence(e),
+        "sentence": sentence(e),
         "banner": e.banner,
         "warnings": e.warnings,
         "doses": n["dose"],
@@ -125,7 +125,7 @@ def turnings(doses: list[float], probabilities: list[float]) -> list[float]:
     return [a + (b - a) * (0.5 - p) / (q - p) for (a, p), (b, q) in steps if (p > 0.5) != (q > 0.5)]
 
 
-def _sentence(e: "Explanation") -> str:
+def sentence(e: "Explanation") -> str:
     n, disease = e.numbers, e.classes[1]
     before, after = n["original"]["probability"], n["counterfactual"]["probability_overlaid"]
     called = disease if e.diseased else e.classes[0]

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, checkpoints, console
+from cxr import CxrError, UsageError, checkpoints, console, runpage
 from cxr.data.patients import SPLITS
 from cxr.datasets import Dataset
 from cxr.files import append_text, keep, only_writer, write_text
@@ -286,6 +286,9 @@ def loop(trainer, run: Run, title: str) -> None:
     """
     config, progress, world = trainer.config, trainer.progress, trainer.world
     bars = console.progress(title, config.images, progress["images"], quiet=not world.first)
+    if world.first:
+        runpage.write(run.folder, f"{title}: {run.folder.name}")
+        console.say(f"page: {run.folder / 'index.html'}")
     if not progress["images"]:
         run.save(trainer.parts(), progress)
     with interruptible() as caught, bars as bar:
@@ -306,6 +309,8 @@ def loop(trainer, run: Run, title: str) -> None:
                 row |= {"images_per_second": speed, **trainer.report()}
                 _refuse_divergence(row, run, start)
                 run.log(row)
+                if world.first:
+                    runpage.write(run.folder, f"{title}: {run.folder.name}")
                 bar.note(trainer.summary(row))
                 terms, began, start = [], time.perf_counter(), progress["images"]
             run.save(trainer.parts(), progress)

@@ -13,9 +13,9 @@ from test_images import write_dicom
 from cxr import (
     CxrError,
     UsageError,
+    belief,
     checkpoints,
     explain,
-    explanation,
     film,
     inversion,
     losses,
@@ -57,7 +57,7 @@ def test_explanation_folder_holds_what_is_promised(bright, image, tmp_path):
     e = explain.explain(image, bright, **QUICK)
     e.write(tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "index.html", "thumbnail.png", "explanation.gif", "panel.png", "response.csv", "explanation.json",
+        "index.html", "thumbnail.png", "explanation.gif", "panel.png", "panel.svg", "response.csv", "explanation.json",
         "latents.safetensors",
     }  # fmt: skip
     numbers = json.loads((tmp_path / "out" / "explanation.json").read_text())
@@ -74,7 +74,7 @@ def test_explanation_folder_holds_what_is_promised(bright, image, tmp_path):
     tensors = load_file(tmp_path / "out" / "latents.safetensors")
     assert tensors["frames"].shape == (5, 1, 32, 32) and tensors["maps.latent_ig"].shape == (32, 32)
     with Image.open(tmp_path / "out" / "explanation.gif") as gif:
-        assert gif.n_frames == 8  # forth and back
+        assert gif.n_frames == 5
 
 
 def test_frames_are_reproduced_from_the_saved_codes(bright, image, tmp_path):
@@ -260,9 +260,7 @@ def test_no_grad_around_it_does_no_harm(bright, image):
 def test_an_overlay_that_does_not_flip_the_verdict_is_doubted(bright, image):
     e = explain.explain(image, bright, **QUICK)
     e.numbers["counterfactual"] |= {"flipped": True, "flipped_overlaid": False}
-    assert any(
-        "the overlay does not change" in line for line in explanation.refusals(e.numbers, bright)
-    )
+    assert any("the overlay does not change" in line for line in belief.refusals(e.numbers, bright))
 
 
 def test_files_arrays_and_tensors_are_taken_alike(bright, image, tmp_path):

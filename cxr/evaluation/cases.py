@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cxr import images, lungs, metrics
 from cxr.attribution import magnitude
+from cxr.belief import rejections
 from cxr.checkpoints import Model
 from cxr.classifier import to_tensor
 from cxr.datasets import Dataset
@@ -18,7 +19,7 @@ from cxr.evaluation.intervals import Figures
 from cxr.evaluation.places import Places
 from cxr.evaluation.realism import pools
 from cxr.explain import explain
-from cxr.explanation import CHANGED, Explanation, rejections, share
+from cxr.explanation import CHANGED, Explanation, share
 from cxr.inversion import Codes
 
 HEALTHY = 256  # most healthy training images from which a baseline for deletion is chosen

@@ -11,7 +11,7 @@ import numpy as np
 
 from cxr import UsageError
 from cxr.classifier import classifier_metrics, predict
-from cxr.evaluation import plots, realism, registry, tables
+from cxr.evaluation import page, plots, realism, registry, tables
 from cxr.evaluation.cases import Judge
 from cxr.evaluation.inputs import Inputs, Options, open_inputs
 from cxr.evaluation.intervals import without_nan
@@ -46,8 +46,8 @@ def evaluate(
     ----------
     model : a model file or a shipped model's name
     data : as in `open_dataset`
-    out : a folder for `evaluation.json`, its tables as `evaluation.md`, `figures/`, and
-        `cases.jsonl`, the figures of each image, which grows during the evaluation; by default
+    out : a folder for `evaluation.json`, a page (`index.html`), its tables as `evaluation.md`,
+        `figures/`, and `cases.jsonl`, the figures of each image, which grows during the evaluation; by default
         nothing is written
     options : the fields of `Options`
 
@@ -80,6 +80,7 @@ def _measure_into(out: Path, inputs: Inputs, split: str, options: Options) -> di
     write_text(out / "evaluation.md", tables.markdown(title, numbers))
     if draws:
         plots.draw(out / "figures", numbers, _material(inputs, split, measured))
+    write_text(out / "index.html", page.page(title, numbers, measured.cases, out / "figures"))
     if "stopped" not in numbers["about"]:
         journal.finish()
     return numbers

@@ -80,8 +80,9 @@ def draw(folder: str | Path, numbers: dict, material: Material) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         for name, figure in _figures(numbers, material):
-            with replacing(folder / f"{name}.png") as temporary:
-                figure.savefig(temporary, format="png", metadata={"Software": None})
+            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                with replacing(folder / f"{name}.{kind}") as temporary:
+                    figure.savefig(temporary, format=kind, metadata=metadata)
 
 
 def _figures(numbers: dict, material: Material) -> Iterator[tuple[str, "Figure"]]:

@@ -11,14 +11,14 @@ Table = tuple[str, tuple[str, ...], list[tuple]]  # title, header, rows
 
 def evaluation(title: str, numbers: dict[str, dict]) -> None:
     """Print a table of the figures, and another table for each part that compares methods."""
-    for table in _evaluation(title, numbers):
+    for table in of_evaluation(title, numbers):
         console.table(*table)
 
 
 def markdown(title: str, numbers: dict[str, dict]) -> str:
     """The tables of `evaluation` as Markdown, for a model card or a paper."""
     lines = []
-    for name, header, rows in _evaluation(title, numbers):
+    for name, header, rows in of_evaluation(title, numbers):
         lines += [f"{name}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
     return "\n".join(lines)
 
@@ -27,7 +27,8 @@ def _row(cells: Sequence) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _evaluation(title: str, numbers: dict[str, dict]) -> Iterator[Table]:
+def of_evaluation(title: str, numbers: dict[str, dict]) -> Iterator[Table]:
+    """The table of all figures, then one for each part that compares methods or sources."""
     rows, by_method = [], {}
     for part, figures in numbers.items():
         if compares_methods(part):

@@ -1,0 +1,76 @@
+"""May an explanation be believed? Floors that no GAN sets for itself, and why one lies below them."""
+
+from contextlib import suppress
+
+from cxr.checkpoints import Model
+from cxr.classifier import useless
+
+PICTURES = ("original", "healthy_end", "middle", "diseased_end", "counterfactual")
+LEAST_SSIM = 0.7  # of the reconstruction: below it, it is another picture
+REJECTED = 0.1  # gap in probability above which a reconstruction does not stand for its image
+
+
+def rejections(numbers: dict, model: Model) -> list[str]:
+    """Why the reconstruction does not stand for the image, if it does not: a gap in probability
+    above 0.1, or an encoder's SSIM under the 5th percentile of validation images."""
+    lines, n = [], numbers["reconstruction"]
+    limit = model.info["thresholds"].get("ssim", -1.0)
+    if n["probability_gap"] > REJECTED:
+        lines.append(
+            f"the reconstruction is too far from the image: the classifier gives it "
+            f"{n['probability']:.2f}, the image {numbers['original']['probability']:.2f}"
+        )
+    if n["ssim_encoder"] < limit:
+        lines.append(
+            "the reconstruction is too far from the image: the encoder's SSIM is "
+            f"{n['ssim_encoder']:.2f}, under validation's {limit:.2f}"
+        )
+    return lines
+
+
+def refusals(numbers: dict, model: Model) -> list[str]:
+    """Why an explanation is not to be believed, if it is not. No floor is set by the GAN itself: a
+    bad one would set a low one."""
+    lines, likely = [], numbers["likeness"]
+    if likely is not None and likely < model.info["thresholds"].get("likeness", -1):
+        lines.append("this does not look like the radiographs the model was trained on")
+    if why := _useless(model):
+        lines.append(f"the classifier is useless: {why}")
+    lines += rejections(numbers, model)
+    if numbers["reconstruction"]["ssim"] < LEAST_SSIM:
+        lines.append(
+            "the reconstruction is another picture: its SSIM is "
+            f"{numbers['reconstruction']['ssim']:.2f}, under {LEAST_SSIM}"
+        )
+    if not numbers["counterfactual"]["flipped"]:
+        lines.append("the path does not change the classifier's verdict")
+    elif not numbers["counterfactual"]["flipped_overlaid"]:
+        lines.append("the overlay does not change the classifier's verdict")
+    real = numbers["appearance"] or {"limit": 0}
+    strange = [name for name in PICTURES if real.get(name, 0) > real["limit"]]
+    if strange:
+        told = ", ".join(f"{name.replace('_', ' ')} {real[name]:.1f}" for name in strange)
+        lines.append(
+            f"these pictures do not look like real radiographs: {told} (99% of real ones are under "
+            f"{real['limit']:.1f})"
+        )
+    return lines
+
+
+def _useless(model: Model) -> str | None:
+    """Why the model's own classifier is useless, if its metrics are known and say so."""
+    if "foreign" not in model.info:
+        with suppress(KeyError, TypeError, ValueError):  # of a user's own, nothing is known
+            return useless(model.info["metrics"]["classifier"])
+    return None
+
+
+def doubts(model: Model) -> list[str]:
+    """Lines that call for care."""
+    lines = []
+    if "foreign" in model.info:
+        lines.append(
+            "another classifier than the one that the GAN was trained for is explained: the dose "
+            "axis is the GAN's"
+        )
+    return lines
