@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 AXES = 64  # most directions in which the features' spread is known; one for each four images
 MOST = 1500  # training images that are looked at
-WITHIN = 0.99  # share of held-out real images that lie within the limit
+WITHIN = {"appearance": 0.99, "appearance_typical": 0.9}  # shares of held-out real images
 NAMES = ("mean", "scale", "axes", "variances")
 
 
-def reference(data: "Dataset") -> tuple[dict[str, Tensor], float]:
-    """What real images look like, as buffers of a model: `appearance.*`; and the limit of
-    `distance` within which 99% of the real images lie that were not looked at.
+def reference(data: "Dataset") -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What real images look like, as buffers of a model, `appearance.*`; and the limits of `distance`
+    within which 99% (`appearance`) and 90% (`appearance_typical`) of the real images lie that were
+    not looked at.
 
     These are the validation images and, so that few of them do not set a low limit by chance, half
     of the training images as seen from the other half.
@@ -36,8 +37,10 @@ def reference(data: "Dataset") -> tuple[dict[str, Tensor], float]:
         distance(_features(data.images, data.rows("val")), fit(seen)),
         distance(seen[half:], fit(seen[:half])),
     )
-    limit = max(float(d.quantile(WITHIN)) for d in held_out)
-    return {f"appearance.{name}": t for name, t in fit(seen).items()}, limit
+    limits = {
+        name: max(float(d.quantile(share)) for d in held_out) for name, share in WITHIN.items()
+    }
+    return {f"appearance.{name}": t for name, t in fit(seen).items()}, limits
 
 
 def fit(features: Tensor) -> dict[str, Tensor]:

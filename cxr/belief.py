@@ -46,6 +46,7 @@ def refusals(numbers: dict, model: Model) -> list[str]:
         lines.append("the path does not change the classifier's verdict")
     elif not numbers["counterfactual"]["flipped_overlaid"]:
         lines.append("the overlay does not change the classifier's verdict")
+    lines += _unreal(model)
     real = numbers["appearance"] or {"limit": 0}
     strange = [name for name in PICTURES if real.get(name, 0) > real["limit"]]
     if strange:
@@ -55,6 +56,19 @@ def refusals(numbers: dict, model: Model) -> list[str]:
             f"{real['limit']:.1f})"
         )
     return lines
+
+
+def _unreal(model: Model) -> list[str]:
+    """Whether the GAN draws what no radiograph looks like, whatever image it is asked about."""
+    with suppress(KeyError, TypeError):  # of an older file nothing is known
+        found = model.info["metrics"]["gan"]["appearance"]
+        limit = model.info["thresholds"]["appearance_typical"]
+        if found > limit:
+            return [
+                f"this GAN's random lungs do not look like real radiographs: {found:.1f} (90% of real "
+                f"ones are under {limit:.1f}): train it longer, or on more images"
+            ]
+    return []
 
 
 def _useless(model: Model) -> str | None:

@@ -23,6 +23,7 @@ ABOUT = {  # column of the log: its title, which way is good, and what it is
     "diseased_at_full": ("random lungs, dose 1", "more", "Share of random lungs with most disease that are called diseased."),
     "rising": ("rising steps", "more", "Share of steps along the dose at which the logit rises."),
     "logit_gap": ("logit gap", "less", "Between the logit that a dose names and the classifier's, in logits."),
+    "appearance": ("distance from real images", "less", "Of random lungs, at the dose where it is largest, to the lung finder; about 1 for real images."),
     "spread": ("variety", "more", "Standard deviation of random lungs over structures; near 0 they are all alike."),
     "D": ("discriminator's loss", "", "Falls where it tells drawn from real images; about 1.4 where it guesses."),
     "G": ("generator's loss", "", "Rises where the discriminator tells its images from real ones."),

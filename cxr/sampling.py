@@ -1,11 +1,13 @@
 """Random lungs and reconstructions of a generator: drawn, measured, and shown on a sheet."""
 
+import statistics
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cxr import film, metrics
+from cxr import appearance, film, metrics
 from cxr.checkpoints import Model
 from cxr.classifier import to_uint8
 from cxr.device import rng
@@ -34,13 +36,16 @@ def measure_fakes(model: Model, n: int = 64, seed: int = 0) -> dict[str, float]:
 
     The share of lungs called healthy at dose 0 and of those called diseased at dose 1; the share of
     steps from one dose to the next at which the logit rises; the median distance between the logit
-    that a dose names and the classifier's logit; and `spread`, the standard deviation of the lungs
-    at dose 0 and dose 1 across structures.
+    that a dose names and the classifier's logit; `spread`, the standard deviation of the lungs at
+    dose 0 and dose 1 across structures; and `appearance`, how far they are from real images: the
+    largest median over the doses, if the model has the reference.
     """
     x = walk(model.generator, *draw_codes(model.generator, n, seed))
     logits = torch.stack([model.classifier(x[:, i]) for i in range(x.shape[1])], 1)  # [n, doses]
     named = model.logit(torch.tensor(DOSES, device=logits.device))
-    return {
+    far = [appearance.distances(x[:, i], model.buffers) for i in range(x.shape[1])]
+    real = {} if None in far else {"appearance": max(map(statistics.median, far))}
+    return real | {
         "healthy_at_zero": (logits[:, 0] < 0).float().mean().item(),
         "diseased_at_full": (logits[:, -1] > 0).float().mean().item(),
         "rising": (logits.diff(dim=1) > 0).float().mean().item(),

@@ -50,8 +50,10 @@ def material():
 def test_only_what_the_numbers_hold_is_drawn(material, tmp_path):
     auroc = {"classifier": {"auroc": figure(0.9, 0.8, 1)}}
     plots.draw(tmp_path / "few", auroc, material)
-    names = {"classifier.png", "response.png", "examples.png"}
-    assert {path.name for path in (tmp_path / "few").iterdir()} == names
+    names = {"classifier", "response", "examples"}
+    kinds = {".png", ".svg"}
+    assert {path.stem for path in (tmp_path / "few").iterdir()} == names
+    assert {path.suffix for path in (tmp_path / "few").iterdir()} == kinds
     material.responses, material.examples = np.empty((0, 0)), []
     numbers = {
         "classifier": {"auroc": figure(None)},  # a class is missing
@@ -59,8 +61,8 @@ def test_only_what_the_numbers_hold_is_drawn(material, tmp_path):
         "randomisation": {method: figure(1, 1, 1) for method in METHODS},
     }
     plots.draw(tmp_path / "others", numbers, material)
-    names = {"localisation.png", "dependence.png"}
-    assert {path.name for path in (tmp_path / "others").iterdir()} == names
+    names = {"localisation", "dependence"}
+    assert {path.stem for path in (tmp_path / "others").iterdir()} == names
 
 
 def test_the_same_numbers_make_the_same_file(material, tmp_path):
