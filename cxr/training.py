@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, checkpoints, console
+from cxr import CxrError, UsageError, checkpoints, console, runpage
 from cxr.data.patients import SPLITS
 from cxr.datasets import Dataset
 from cxr.files import append_text, keep, only_writer, write_text
@@ -206,6 +206,17 @@ class Run:
         if self.world.first:
             append_text(self.folder / "log.jsonl", json.dumps(row) + "\n")
 
+    def show(self, command: str) -> Path:
+        """Write the page of the run, and return its path. If it cannot be written, as on a full
+        disk, a warning says so, and training goes on."""
+        path = self.folder / "index.html"
+        if self.world.first:
+            try:
+                write_text(path, runpage.page(self.folder, command, asdict(self.config)))
+            except (CxrError, OSError) as error:
+                console.warn(f"the page was not written: {error}")
+        return path
+
     def rows(self) -> list[dict]:
         """The log so far, without a last line that a crash cut short. Raises CxrError if another
         line is damaged."""
@@ -285,6 +296,7 @@ def loop(trainer, run: Run, title: str) -> None:
     number, with the last good state kept.
     """
     config, progress, world = trainer.config, trainer.progress, trainer.world
+    console.say(f"page: {run.show(title)}")
     bars = console.progress(title, config.images, progress["images"], quiet=not world.first)
     if not progress["images"]:
         run.save(trainer.parts(), progress)
@@ -306,6 +318,7 @@ def loop(trainer, run: Run, title: str) -> None:
                 row |= {"images_per_second": speed, **trainer.report()}
                 _refuse_divergence(row, run, start)
                 run.log(row)
+                run.show(title)
                 bar.note(trainer.summary(row))
                 terms, began, start = [], time.perf_counter(), progress["images"]
             run.save(trainer.parts(), progress)
