@@ -240,7 +240,7 @@ def explain_command(
 @refine_option
 @data_options
 @seed_option
-@out_option("evaluation", "The folder for evaluation.json, evaluation.md and figures/.")
+@out_option("evaluation", "The folder for index.html, evaluation.json, evaluation.md and figures/.")
 @click.option("--resume", is_flag=True, help="Continue the evaluation in --out.")
 @device_option
 @json_option
@@ -259,6 +259,7 @@ def evaluate(context, data: str, model: str, split: str, out: str, as_json: bool
     else:
         tables.evaluation(f"{data}, {split}", numbers)
         console.say(f"numbers: {Path(out) / 'evaluation.json'}")
+        console.say(f"page: {Path(out) / 'index.html'}")
     context.exit(INTERRUPTED if "stopped" in numbers["about"] else 0)
 
 

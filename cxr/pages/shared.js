@@ -18,9 +18,10 @@ function svg(name, attributes, words) {
   return node;
 }
 
-function line(cells, name = "td") {
+// A row of a table; `names` of its columns stand before the cells where the page is narrow.
+function line(cells, name = "td", names = []) {
   const row = make("tr");
-  for (const words of cells) row.append(make(name, words, name === "th" ? { scope: "col" } : {}));
+  cells.forEach((words, i) => row.append(make(name, words, name === "th" ? { scope: "col" } : names[i] ? { "data-name": names[i] } : {})));
   return row;
 }
 
