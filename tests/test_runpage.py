@@ -2,11 +2,12 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from cxr import CxrError, film, runpage, train_cnn, train_gan, training
+from cxr import CxrError, datasets, film, runpage, train_cnn, train_gan, training
 
 EVIL = "<img src=x onerror=document.title='broken'>"
 CONFIG = {"data": f"$DATA {EVIL}", "images": 96, "tick": 32, "start": None}
@@ -96,6 +97,24 @@ def test_a_training_says_where_its_page_is_and_writes_it_at_every_report(trained
     html = (out / "index.html").read_text()
     assert told(html)["images"] == [32, 64]
     assert len(told(html)["sheets"]) == len(list(out.glob("samples/*.png")))
+
+
+def test_a_resumed_training_goes_on_with_its_page(xrays, tmp_path):
+    options = {"preset": "tiny", "batch": 16, "tick": 32, "device": "cpu", "data": str(xrays)}
+    out = tmp_path / "run"
+    train_cnn.train(train_cnn.Config(images=64, **options), str(out))
+    (out / "index.html").unlink()
+    train_cnn.train(train_cnn.Config(images=96, **options), str(out), resume=True)
+    found = told((out / "index.html").read_text())
+    assert found["images"] == [32, 64, 96] and found["sentence"].endswith("96 of 96 images seen")
+
+
+def test_of_several_processes_only_the_first_writes_the_page(xrays, tmp_path):
+    config, data = train_cnn.Config(data=str(xrays)), datasets.open_dataset(xrays, 32)
+    for first in (False, True):
+        run = training.Run(tmp_path, config, data, False, SimpleNamespace(first=first))
+        run.show("train-cnn")
+        assert run.page.exists() == first
 
 
 def test_no_column_of_a_log_is_without_a_title(trained):

@@ -60,8 +60,8 @@ PLOTS = {
     "classifier": "The classifier. Left, its ROC curve: the nearer to the upper left corner, the "
     "better. Right, how often images with a probability are diseased: on the diagonal, it can be "
     "believed.",
-    "response": "The answer along the path: logit and probability from no disease (0) to the full "
-    "amount (1). They should follow the dashed line, which the amount of disease names.",
+    "response": "The answer along the path: logit and probability from no disease (dose 0) to "
+    "the full amount (dose 1). They should follow the dashed line, which the amount of disease names.",
     "localisation": "Do the maps find the disease? Their agreement with its masks.",
     "dependence": "Do the maps depend on the CNN? A map that explains it is low in deletion, high in "
     "insertion, and changes when the CNN's layers are shuffled.",

@@ -1,5 +1,5 @@
 const BETTER = { more: "\u2191 more is better", less: "\u2193 less is better", steady: "steady is good", "": "" };
-const WIDE = 320, HIGH = 140, LEFT = 48, RIGHT = 312, TOP = 10, BOTTOM = 116;
+const WIDE = 320, HIGH = 140, LEFT = 54, RIGHT = 312, TOP = 10, BOTTOM = 116;
 const count = (n) => n.toLocaleString("en-US");
 const last = data.images.at(-1) ?? 1;
 const number = (v) => v === null || v === undefined ? "-" : Number.isInteger(v) ? count(v) : String(Number(v.toPrecision(4)));
