@@ -247,7 +247,7 @@ def explain_command(context, images, model, out, force, device, as_json, **optio
 @within_option
 @data_options
 @seed_option
-@out_option("evaluation", "The folder for a page, evaluation.json, evaluation.md, figures/.")
+@out_option("evaluation", "The folder for index.html, evaluation.json, evaluation.md and figures/.")
 @click.option("--resume", is_flag=True, help="Continue the evaluation in --out.")
 @device_option
 @json_option

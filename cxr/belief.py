@@ -64,10 +64,11 @@ def _unreal(model: Model) -> list[str]:
         found = model.info["metrics"]["gan"]["appearance"]
         limit = model.info["thresholds"]["appearance_typical"]
         if found > limit:
-            return [
+            line = (
                 f"this GAN's random lungs do not look like real radiographs: {found:.1f} (90% of real "
                 f"ones are under {limit:.1f}): train it longer, or on more images"
-            ]
+            )
+            return [line]
     return []
 
 

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
@@ -78,15 +79,17 @@ def thumbnail(e: "Explanation") -> np.ndarray:
     return np.concatenate([film.overlay(x, heat, True, 64) for x, heat in tiles], 1)
 
 
-def fill(name: str, told: object) -> str:
-    """A template with its style, its script and the facts that it shows."""
-    style, script = (PAGES / "style.css").read_text(), (PAGES / f"{name}.js").read_text()
+def fill(name: str, told: object, **drawn: str) -> str:
+    """A template with its style, its script, the facts that it shows, and HTML that is drawn."""
+    style, *scripts = (PAGES / n for n in ("style.css", "shared.js", f"{name}.js"))
+    style, script = style.read_text(), "".join(path.read_text() for path in scripts)
     data = json.dumps(told, ensure_ascii=True, allow_nan=False)
     for sign in "<>&":  # else a name could end the element
         data = data.replace(sign, f"\\u{ord(sign):04x}")
-    text = (PAGES / f"{name}.html").read_text().replace("$STYLE_HASH", _digest(style))
-    text = text.replace("$SCRIPT_HASH", _digest(script))
-    return text.replace("$STYLE", style).replace("$SCRIPT", script).replace("$DATA", data)
+    parts = {"STYLE": style, "SCRIPT": script, "DATA": data, **drawn}
+    parts |= {"STYLE_HASH": _digest(style), "SCRIPT_HASH": _digest(script)}
+    # in one pass, since a name may hold a $
+    return re.sub(r"\$([A-Z_]+)", lambda m: parts[m[1]], (PAGES / f"{name}.html").read_text())
 
 
 @lru_cache

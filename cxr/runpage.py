@@ -1,82 +1,177 @@
-"""The page of a training run: the curves of its log and its sample sheets, one file to open.
+"""The page of a training: curves of its log, and its sheets of samples as a film over training.
 
-The sheets are not in it: it shows the files in `samples/`, beside which it lies.
+The sheets lie beside the page, in `samples/`, and are not copied into it.
 """
 
-import contextlib
 import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from cxr import CxrError
-from cxr.files import write_text
 from cxr.report import fill
+from cxr.sampling import DOSES
 
-ABOUT = {  # column of the log: its title, which way is good, and what it is
-    "loss": ("loss", "less", "Of the classifier on training images, augmented."),
-    "auroc": ("AUROC", "more", "On validation: the chance that a diseased image outranks a healthy one."),
-    "auroc_robust": ("AUROC, worst change", "more", "The same under the fixed change that hurts most."),
-    "ssim": ("SSIM of reconstructions", "more", "How like validation images the encoder's pictures of them are."),
-    "ssim_low": ("SSIM, 5th percentile", "more", "Images below it are said to be too far from their reconstruction."),
-    "probability_gap": ("gap in probability", "less", "Between the classifier's answers to images and to reconstructions."),
-    "inverted_healthy": ("healthy at dose 0", "more", "Share of diseased validation images called healthy once their disease is taken away."),
-    "healthy_at_zero": ("random lungs, dose 0", "more", "Share of random lungs without disease that are called healthy."),
-    "diseased_at_full": ("random lungs, dose 1", "more", "Share of random lungs with most disease that are called diseased."),
-    "rising": ("rising steps", "more", "Share of steps along the dose at which the logit rises."),
-    "logit_gap": ("logit gap", "less", "Between the logit that a dose names and the classifier's, in logits."),
-    "appearance": ("distance from real images", "less", "Of random lungs, at the dose where it is largest, to the lung finder; about 1 for real images."),
-    "spread": ("variety", "more", "Standard deviation of random lungs over structures; near 0 they are all alike."),
-    "D": ("discriminator's loss", "", "Falls where it tells drawn from real images; about 1.4 where it guesses."),
-    "G": ("generator's loss", "", "Rises where the discriminator tells its images from real ones."),
-    "sign": ("discriminator's sign", "", "How sure it is of real images; above 0.6 it learns them by heart, and augmentation grows."),
-    "p": ("augmentation", "", "The probability of each change of the images that the discriminator sees."),
-    "r1": ("gradient penalty", "", "The discriminator's, R1."),
-    "response": ("response loss", "less", "How far the classifier is from the logits that the doses name."),
-    "latent": ("latent loss", "less", "How far the encoder is from the codes that drew an image."),
-    "image": ("image loss", "less", "How far reconstructions are from training images."),
-    "proximity": ("proximity", "", "How much a dose changes an image."),
-    "dose": ("dose loss", "less", "How far the encoder's doses are from those of the classifier."),
-    "images_per_second": ("images per second", "more", "The speed since the last report."),
-}  # fmt: skip
+TRAINED = {"train-cnn": "the classifier", "train-gan": "the GAN"}
 
 
-def page(folder: str | Path, title: str) -> str:
-    """The HTML of a run folder. Lines of the log that are no rows are left out."""
-    rows = []
-    with contextlib.suppress(OSError):
-        for line in (Path(folder) / "log.jsonl").read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                rows += [row] if isinstance(row, dict) and _is_number(row.get("images")) else []
-    sheets = sorted((Path(folder) / "samples").glob("*.png"))
+@dataclass(frozen=True)
+class Column:
+    """A column of `log.jsonl`."""
+
+    name: str
+    title: str
+    better: str  # "more", "less", "steady", or "" for what only describes
+    about: str
+    share: bool = False  # drawn from 0 to 1
+
+
+# fmt: off
+GROUPS = {
+    "How well it tells the classes apart": (
+        Column("auroc", "AUROC", "more",
+            "The chance that a diseased validation image gets a higher logit than a healthy one; 0.5 is "
+            "guessing."),
+        Column("auroc_robust", "AUROC, images altered", "more",
+            "The mean of that and of the AUROC of images with another gamma, blurred, cropped, or with "
+            "noise. The weights with the highest value are kept."),
+    ),
+    "What the classifier says of random lungs": (
+        Column("healthy_at_zero", "called healthy at 0", "more",
+            "Share of random lungs that it calls healthy at amount of disease 0.", True),
+        Column("appearance", "distance from real images", "less",
+            "Of random lungs from the training images, as a network sees it that has not trained with "
+            "them; about 1 for real images. Too far, and no explanation is to be believed."),
+        Column("diseased_at_full", "called diseased at 1", "more",
+            "Share of them that it calls diseased at amount of disease 1.", True),
+        Column("rising", "rising steps", "more",
+            "Share of steps to more disease at which its answer rises.", True),
+        Column("logit_gap", "logit gap", "less",
+            "How far its logit is from the one that the amount of disease names; median, in logits."),
+    ),
+    "How well real images are redrawn": (
+        Column("ssim", "SSIM", "more",
+            "Structural similarity of validation images and what the GAN draws of them; 1 is equal. "
+            "Median."),
+        Column("ssim_low", "SSIM, the worst", "more",
+            "The 5th percentile: one image in twenty is redrawn worse than this."),
+        Column("probability_gap", "probability gap", "less",
+            "How differently the classifier answers to an image and to what is drawn of it. Median."),
+        Column("inverted_healthy", "called healthy at 0, real images", "more",
+            "Share of diseased images that it calls healthy once they are redrawn at amount 0.", True),
+    ),
+    "Does it keep its variety?": (
+        Column("spread", "spread of random lungs", "",
+            "How much random lungs differ: standard deviation of a pixel. Near 0 all look alike, and "
+            "training stops."),
+    ),
+    "Generator against discriminator": (
+        Column("D", "loss of the discriminator", "steady",
+            "Low where it tells drawn from real images; 1.39 where it cannot. A fall to 0 means that "
+            "the generator has lost."),
+        Column("G", "loss of the generator", "steady",
+            "Low where the discriminator takes drawn images for real; 0.69 where it cannot tell. A "
+            "steep rise means that the generator has lost."),
+        Column("sign", "overfitting sign", "less",
+            "How surely the discriminator knows real images, from -1 to 1; near 1 it knows them by "
+            "heart."),
+        Column("p", "augmentation", "",
+            "The chance of each change made to what the discriminator sees; it grows while the "
+            "overfitting sign is too high, to 0.8 at most.", True),
+        Column("r1", "gradient penalty", "steady",
+            "The squared gradient of the discriminator at real images, which is kept small."),
+    ),
+    "What training makes small": (
+        Column("loss", "loss", "less",
+            "How far the answers to training images are from their labels. It goes on falling when "
+            "nothing more is learnt about other patients: the AUROC tells."),
+        Column("response", "answer", "less",
+            "How far the classifier's logit is from the one that is asked for; weighted."),
+        Column("latent", "codes", "less",
+            "How far the codes that the encoder reads in drawn images are from those they were drawn "
+            "from; weighted."),
+        Column("image", "images", "less",
+            "How far what is drawn of training images is from them; weighted."),
+        Column("proximity", "change", "less",
+            "How much images change with the amount of disease; weighted. At 0 no disease would be "
+            "drawn."),
+        Column("dose", "amount of disease", "less",
+            "How far the amount that the encoder finds is from the classifier's answer, squared."),
+    ),
+    "Speed": (
+        Column("images_per_second", "images per second", "more",
+            "Training images seen in a second."),
+    ),
+}
+# fmt: on
+OTHER = "More columns of the log"
+
+
+def page(folder: str | Path, command: str, config: dict) -> str:
+    """The HTML of a run folder; `command` is `train-cnn` or `train-gan`, `config` its options.
+
+    Lines of the log that cannot be read are counted, and what is no finite number is left out of
+    its curve. Raises OSError if the log is there but cannot be read.
+    """
+    rows, damaged = _rows(Path(folder) / "log.jsonl")
+    seen = rows[-1]["images"] if rows else 0
+    warnings = (
+        [f"{damaged} line{'s' * (damaged > 1)} of log.jsonl cannot be read"] if damaged else []
+    )
+    share = min(seen / config["images"], 1) if config["images"] else 1
+    facts = {
+        "sentence": f"Training of {TRAINED[command]}: {seen:,} of {config['images']:,} images seen",
+        "folder": Path(folder).absolute().name,
+        "share": share,
+        "first": f"{min(config['tick'], config['images']):,}",
+        "warnings": warnings,
+        "images": [row["images"] for row in rows],
+        "groups": list(_groups(rows)),
+        "doses": [f"{dose:g}" for dose in DOSES],
+        "sheets": _sheets(Path(folder) / "samples", seen),
+        "options": [(name, str(value)) for name, value in config.items() if value is not None],
+    }
+    return fill("run", facts)
+
+
+def _rows(path: Path) -> tuple[list[dict], int]:
+    """The rows of a log, and how many lines are damaged. None for a number that is not finite."""
+    rows, damaged = [], 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = {name: _finite(value) for name, value in json.loads(line).items()}
+            row["images"] + 0
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            damaged += 1
+    return rows, damaged
+
+
+def _finite(value: object) -> float | None:
+    """Five digits of a number, None for anything else."""
+    if type(value) is int and abs(value) < 2**53:
+        return value
+    return float(f"{value:.5g}") if type(value) is float and math.isfinite(value) else None
+
+
+def _groups(rows: list[dict]) -> Iterator[dict]:
+    """The charts under each heading, for the columns that the rows have."""
     names = dict.fromkeys(name for row in rows for name in row if name != "images")
-    return fill("run", {"title": title, "curves": _curves(rows, names), "sheets": _named(sheets)})
+    known = {column.name for columns in GROUPS.values() for column in columns}
+    other = tuple(Column(name, name, "", "") for name in names if name not in known)
+    for heading, columns in {**GROUPS, OTHER: other}.items():
+        charts = [
+            vars(column) | {"values": [row.get(column.name) for row in rows]}
+            for column in columns
+            if column.name in names
+        ]
+        if charts:
+            yield {"heading": heading, "charts": charts}
 
 
-def write(folder: str | Path, title: str) -> None:
-    """Write the page as `index.html`. A run does not end because it cannot be written."""
-    with contextlib.suppress(OSError, CxrError):
-        write_text(Path(folder) / "index.html", page(folder, title))
-
-
-def _curves(rows: list[dict], names: dict[str, None]) -> list[dict]:
-    """The known columns in the order of ABOUT, then the others."""
-    ordered = [*(n for n in ABOUT if n in names), *(n for n in names if n not in ABOUT)]
-    curves = []
-    for name in ordered:
-        title, better, about = ABOUT.get(name, (name, "", ""))
-        points = [[row["images"], row[name]] for row in rows if _is_number(row.get(name))]
-        if points:
-            told = {"title": title, "better": better, "about": about, "points": points}
-            curves.append(told)
-    return curves
-
-
-def _named(sheets: list[Path]) -> list[dict]:
-    """File name and number of images of each sheet, which is called by it."""
+def _sheets(folder: Path, seen: int) -> list[dict]:
+    """The sheets so far, in order; a resumed run may have left later ones."""
+    found = sorted((int(f.stem), f.name) for f in folder.glob("*.png") if f.stem.isdecimal())
     return [
-        {"file": f"samples/{p.name}", "images": int(p.stem)} for p in sheets if p.stem.isdigit()
+        {"images": images, "file": f"samples/{name}"} for images, name in found if images <= seen
     ]
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e12  # nor NaN

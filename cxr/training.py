@@ -82,8 +82,8 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 class Run:
-    """A run folder, written by one process at a time: `config.json`, `log.jsonl`, the model file,
-    samples, and the state with the one before it.
+    """A run folder, written by one process at a time: `config.json`, `log.jsonl`, the page, the
+    model file, samples, and the state with the one before it.
 
     Within its context the folder is locked. `data` is what the run trains on: a digest of it is
     kept in the state, so that a run goes on with the same images, wherever they lie by then.
@@ -94,6 +94,7 @@ class Run:
         self.state = self.folder / "state.safetensors"
         self.previous = self.folder / "state.previous.safetensors"
         self.model = self.folder / "model.safetensors"
+        self.page = self.folder / "index.html"
         self.data, self.resume = data, resume
         self.digests = digests(data)
         self.sound = False  # whether `state` is one to go back to
@@ -206,6 +207,15 @@ class Run:
         if self.world.first:
             append_text(self.folder / "log.jsonl", json.dumps(row) + "\n")
 
+    def show(self, command: str) -> None:
+        """Write the page of the run. If it cannot be written, as on a full disk, a warning says so,
+        and training goes on."""
+        if self.world.first:
+            try:
+                write_text(self.page, runpage.page(self.folder, command, asdict(self.config)))
+            except (CxrError, OSError) as error:
+                console.warn(f"the page was not written: {error}")
+
     def rows(self) -> list[dict]:
         """The log so far, without a last line that a crash cut short. Raises CxrError if another
         line is damaged."""
@@ -285,10 +295,10 @@ def loop(trainer, run: Run, title: str) -> None:
     number, with the last good state kept.
     """
     config, progress, world = trainer.config, trainer.progress, trainer.world
-    bars = console.progress(title, config.images, progress["images"], quiet=not world.first)
+    run.show(title)
     if world.first:
-        runpage.write(run.folder, f"{title}: {run.folder.name}")
-        console.say(f"page: {run.folder / 'index.html'}")
+        console.say(f"page: {run.page}")
+    bars = console.progress(title, config.images, progress["images"], quiet=not world.first)
     if not progress["images"]:
         run.save(trainer.parts(), progress)
     with interruptible() as caught, bars as bar:
@@ -309,8 +319,7 @@ def loop(trainer, run: Run, title: str) -> None:
                 row |= {"images_per_second": speed, **trainer.report()}
                 _refuse_divergence(row, run, start)
                 run.log(row)
-                if world.first:
-                    runpage.write(run.folder, f"{title}: {run.folder.name}")
+                run.show(title)
                 bar.note(trainer.summary(row))
                 terms, began, start = [], time.perf_counter(), progress["images"]
             run.save(trainer.parts(), progress)

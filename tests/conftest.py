@@ -1,5 +1,7 @@
 """Small things that several test files need: a data set, a model, a user's own classifier."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +98,29 @@ def classifier_file(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("classifier") / "model.safetensors"
     Model({"classifier": model.classifier}, model.info, model.buffers).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def visit():
+    """A function that opens a page in a browser, and returns the browser once the page has begun."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    wait = pytest.importorskip("selenium.webdriver.support.wait")
+    program, binary = shutil.which("chromedriver"), shutil.which("chromium")
+    if not program or not binary:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(program))
+
+    def opened(path):
+        driver.get(path.as_uri())
+        wait.WebDriverWait(driver, 20).until(
+            lambda d: d.find_element("tag name", "body").get_attribute("data-ready")
+        )
+        return driver
+
+    yield opened
+    driver.quit()

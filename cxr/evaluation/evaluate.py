@@ -11,6 +11,7 @@ import numpy as np
 
 from cxr import UsageError
 from cxr.classifier import classifier_metrics, predict
+from cxr.datasets import Dataset
 from cxr.evaluation import page, plots, realism, registry, tables
 from cxr.evaluation.cases import Judge
 from cxr.evaluation.inputs import Inputs, Options, open_inputs
@@ -46,9 +47,9 @@ def evaluate(
     ----------
     model : a model file or a shipped model's name
     data : as in `open_dataset`
-    out : a folder for `evaluation.json`, a page (`index.html`), its tables as `evaluation.md`,
-        `figures/`, and `cases.jsonl`, the figures of each image, which grows during the evaluation; by default
-        nothing is written
+    out : a folder for `evaluation.json`, its tables as `evaluation.md`, all of it as a page,
+        `index.html`, `figures/`, and `cases.jsonl`, the figures of each image, which grows during
+        the evaluation; by default nothing is written
     options : the fields of `Options`
 
     Returns {part: {name: {value, low, high, n}}, "about": {...}}, fit for JSON; NaN is None. The
@@ -76,14 +77,21 @@ def _measure_into(out: Path, inputs: Inputs, split: str, options: Options) -> di
     journal = Journal(inputs.data, out, inputs.subject(split, options), options.resume)
     numbers, measured = _measure(inputs, split, options, journal, draws)
     write(numbers, out)
-    title = f"{inputs.data.name}, {split}"
+    title, drawn = f"{inputs.data.name}, {split}", None
     write_text(out / "evaluation.md", tables.markdown(title, numbers))
     if draws:
-        plots.draw(out / "figures", numbers, _material(inputs, split, measured))
-    write_text(out / "index.html", page.page(title, numbers, measured.cases, out / "figures"))
+        drawn = plots.draw(out / "figures", numbers, _material(inputs, split, measured))
+    write_text(out / "index.html", page.page(title, numbers, _cases(inputs.data, journal), drawn))
     if "stopped" not in numbers["about"]:
         journal.finish()
     return numbers
+
+
+def _cases(data: Dataset, journal: Journal) -> dict[str, dict]:
+    """The class and the figures of each explained image, by its name."""
+    classes = dict(zip(journal.images, (data.classes[label] for label in data.labels)))
+    cases = journal.of_images("case").items()
+    return {name: {"class": classes[name], "figures": case["figures"]} for name, case in cases}
 
 
 def _measure(

@@ -53,6 +53,10 @@ class Journal:
         there is no such value."""
         return self.entries.get((stage, self._image(row)))
 
+    def of_images(self, stage: str) -> dict[str, Any]:
+        """The values of a stage by the images' names."""
+        return {image: value for (own, image), value in self.entries.items() if own == stage}
+
     def add(self, stage: str, values: dict[int | None, Any]) -> None:
         """Add values by their rows. They are on the disk when this returns."""
         entries = {(stage, self._image(row)): value for row, value in values.items()}

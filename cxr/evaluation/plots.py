@@ -1,6 +1,7 @@
 """The plots of an evaluation, for print, drawn with matplotlib if it is installed."""
 
 import importlib.util
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.1,
     "savefig.dpi": 200,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "cxrgan",  # the same figure has the same ids
 }
 Facet = tuple[str, dict[str, dict]]  # a title, and each method's figure {value, low, high, n}
 
@@ -72,17 +75,21 @@ def installed() -> bool:
     return False
 
 
-def draw(folder: str | Path, numbers: dict, material: Material) -> None:
-    """Write every plot for which there are numbers, each completely or not at all."""
+def draw(folder: str | Path, numbers: dict, material: Material) -> dict[str, str]:
+    """Write every plot for which there are numbers as PNG, each completely or not at all. Returns
+    them as SVG."""
     import matplotlib
 
-    folder = Path(folder)
+    folder, drawn = Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         for name, figure in _figures(numbers, material):
-            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                with replacing(folder / f"{name}.{kind}") as temporary:
-                    figure.savefig(temporary, format=kind, metadata=metadata)
+            with replacing(folder / f"{name}.png") as temporary:
+                figure.savefig(temporary, format="png", metadata={"Software": None})
+            svg = io.StringIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            drawn[name] = svg.getvalue()
+    return drawn
 
 
 def _figures(numbers: dict, material: Material) -> Iterator[tuple[str, "Figure"]]:

@@ -33,7 +33,6 @@ class Measured:
     responses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     # [images, F], the logits along each path
     examples: list[tuple[int, Explanation]] = field(default_factory=list)  # label, explanation
-    cases: list[tuple[str, dict]] = field(default_factory=list)  # name and figures of each image
     stopped: str = ""  # how much was measured, if not all
 
 
@@ -77,9 +76,7 @@ def measure(
         stopped = f"the randomisation of {len(stages)} of {len(first)} images"
     responses = np.array([case["logits"] for case in cases], np.float32)
     shown = examples(judge, first, explanations) if draws else []
-    names = (journal.images[row] for row in rows)
-    named = [(name, case["figures"]) for name, case in zip(names, cases)]
-    return Measured(numbers, responses, shown, named, stopped)
+    return Measured(numbers, responses, shown, stopped)
 
 
 def tuned_thresholds(

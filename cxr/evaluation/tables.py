@@ -101,9 +101,10 @@ def flat(parts: dict, *names: str) -> dict[str, dict]:
     return figures
 
 
-def spread(figure: dict | None) -> str:
+def spread(figure: dict | None, digits: int = 2) -> str:
     """A figure as the text of a narrow cell: value (low to high)."""
     value, low, high = ((figure or {}).get(key) for key in ("value", "low", "high"))
     if value is None:
         return "-"
-    return f"{value:.2f}" if low is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
+    told = f"{value:.{digits}f}"
+    return told if low is None else f"{told} ({low:.{digits}f} to {high:.{digits}f})"

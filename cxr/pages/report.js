@@ -1,6 +1,3 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const by = (id) => document.getElementById(id);
 const state = { frame: data.start, blink: false };
 const CHANGED = "original, changed where the classifier needs it";
 const percent = (p) => p.toFixed(2);
@@ -12,15 +9,6 @@ function image(source) {
 function draw(canvas, strip, frame) {
   canvas.width = canvas.height = data.size;
   canvas.getContext("2d", { willReadFrequently: true }).drawImage(strip, frame * data.size, 0, data.size, data.size, 0, 0, data.size, data.size);
-}
-
-function text(id, words) { by(id).textContent = words; }
-
-function svg(name, attributes, words) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const key in attributes) node.setAttribute(key, attributes[key]);
-  if (words !== undefined) node.textContent = words;
-  return node;
 }
 
 const place = (dose, p) => [40 + dose * 585, 195 - p * 180];
@@ -87,14 +75,10 @@ function heat(strips) {
 
 async function begin() {
   text("sentence", data.sentence); text("file", data.file);
-  if (data.banner) { by("banner").textContent = data.banner; by("banner").hidden = false; }
-  for (const line of data.warnings) { const item = document.createElement("li"); item.textContent = "Warning: " + line + "."; by("warnings").append(item); }
-  for (const [name, value, about] of data.numbers) {
-    const row = document.createElement("tr");
-    for (const words of [name, value, about]) { const cell = document.createElement("td"); cell.textContent = words; row.append(cell); }
-    by("numbers").append(row);
-  }
-  data.maps.forEach((map, i) => { const option = document.createElement("option"); option.value = i; option.textContent = map.name; by("map").append(option); });
+  if (data.banner) { text("banner", data.banner); by("banner").hidden = false; }
+  warn(data.warnings);
+  by("numbers").append(...data.numbers.map((cells) => line(cells)));
+  data.maps.forEach((map, i) => by("map").append(make("option", map.name, { value: i })));
   const strips = { original: await image(data.original), drawn: await image(data.drawn), overlaid: await image(data.overlaid), maps: await Promise.all(data.maps.map((m) => image(m.png))) };
   if (data.spread) draw(by("spread"), await image(data.spread), 0); else by("spreadbox").hidden = true;
   by("dose").max = data.doses.length - 1; by("dose").value = state.frame;

@@ -1,63 +1,93 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const by = (id) => document.getElementById(id);
-by("title").textContent = data.title;
+const BETTER = { more: "\u2191 more is better", less: "\u2193 less is better", steady: "steady is good", "": "" };
+const WIDE = 320, HIGH = 140, LEFT = 54, RIGHT = 312, TOP = 10, BOTTOM = 116;
+const count = (n) => n.toLocaleString("en-US");
+const last = data.images.at(-1) ?? 1;
+const number = (v) => v === null || v === undefined ? "-" : Number.isInteger(v) ? count(v) : String(Number(v.toPrecision(4)));
+const across = (images) => LEFT + (images / last) * (RIGHT - LEFT);
 
-function node(name, attributes, text) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (text !== undefined) made.textContent = text;
-  return made;
+function span(chart, values) {
+  const low = Math.min(...values), high = Math.max(...values), least = Math.max(Math.abs(high) * 0.02, 1e-6);
+  if (chart.share || (low === 0 && high === 0)) return [0, 1];
+  const room = Math.max(0, least - (high - low)) / 2;
+  return [low - room, high + room];
 }
 
-const short = (value) => Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(3));
+function pieces(values, down) {
+  const found = [[]];
+  values.forEach((v, i) => { if (v === null) found.push([]); else found.at(-1).push([across(data.images[i]), down(v)]); });
+  return found.filter((points) => points.length);
+}
 
-function curve(told) {
-  const figure = document.createElement("figure"), head = document.createElement("figcaption");
-  const last = told.points[told.points.length - 1];
-  const way = told.better ? " (" + told.better + " is better)" : "";
-  const name = document.createElement("b"), about = document.createElement("span");
-  name.textContent = told.title + way + ": " + short(last[1]);
-  about.textContent = told.about;
-  head.append(name, document.createElement("br"), about);
-  const xs = told.points.map((p) => p[0]), ys = told.points.map((p) => p[1]);
-  const right = Math.max(...xs), low = Math.min(...ys), high = Math.max(...ys), span = high - low || 1;
-  const place = ([x, y]) => [(60 + 250 * x / (right || 1)).toFixed(1), (110 - 90 * (y - low) / span).toFixed(1)];
-  const svg = node("svg", { viewBox: "0 0 330 140", role: "img" });
-  svg.append(node("title", {}, told.title + ": from " + short(ys[0]) + " to " + short(last[1]) + " over " + short(right) + " images"));
-  for (const [value, y] of [[high, 20], [low, 110]]) {
-    svg.append(node("line", { x1: 60, y1: y, x2: 310, y2: y, class: "rule" }));
-    svg.append(node("text", { x: 54, y: y + 4, "text-anchor": "end" }, short(value)));
+function curve(chart, values) {
+  const [low, high] = span(chart, values), down = (v) => BOTTOM - ((v - low) / (high - low)) * (BOTTOM - TOP);
+  const words = chart.title + ", over " + count(last) + " images: from " + number(values[0]) + " to " + number(values.at(-1)) + "; lowest " + number(Math.min(...values)) + ", highest " + number(Math.max(...values));
+  const plot = svg("svg", { class: "chart", viewBox: "0 0 " + WIDE + " " + HIGH, role: "img", "aria-label": words });
+  for (const v of [low, high])
+    plot.append(svg("line", { class: "axis", x1: LEFT, x2: RIGHT, y1: down(v), y2: down(v) }), svg("text", { x: LEFT - 5, y: down(v) + 4, "text-anchor": "end" }, String(Number(v.toPrecision(3)))));
+  plot.append(svg("text", { x: LEFT, y: HIGH - 6 }, "0"), svg("text", { x: RIGHT, y: HIGH - 6, "text-anchor": "end" }, count(last) + " images"));
+  if (data.sheets.length) plot.append(svg("line", { class: "now", y1: TOP, y2: BOTTOM }));
+  for (const points of pieces(chart.values, down))
+    plot.append(points.length > 1 ? svg("polyline", { class: "a", points: points.map((p) => p.join(",")).join(" ") }) : svg("circle", { class: "dot", cx: points[0][0], cy: points[0][1], r: 3 }));
+  return plot;
+}
+
+function figure(chart) {
+  const box = make("figure"), values = chart.values.filter((v) => v !== null), gaps = chart.values.length - values.length;
+  const head = make("p", undefined, { class: "head" }), about = make("figcaption");
+  head.append(make("span", chart.title), make("b", number(chart.values.at(-1))));
+  box.append(head);
+  if (values.length) box.append(curve(chart, values));
+  if (BETTER[chart.better]) about.append(make("strong", BETTER[chart.better] + ". "));
+  about.append(chart.about + (gaps ? " " + gaps + " of " + chart.values.length + " reports have no number here." : ""));
+  box.append(about);
+  return box;
+}
+
+function groups() {
+  for (const group of data.groups) {
+    const section = make("section", undefined, { "aria-label": group.heading }), charts = make("div", undefined, { class: "charts" });
+    charts.append(...group.charts.map(figure));
+    section.append(make("h2", group.heading), charts);
+    by("groups").append(section);
   }
-  svg.append(node("text", { x: 60, y: 130 }, "0"), node("text", { x: 310, y: 130, "text-anchor": "end" }, short(right) + " images"));
-  svg.append(node("polyline", { points: told.points.map((p) => place(p).join(",")).join(" "), class: "line" }));
-  const [x, y] = place(last);
-  svg.append(node("circle", { cx: x, cy: y, r: 4, class: "dot" }));
-  figure.append(svg, head);
-  return figure;
 }
 
-by("curves").append(...data.curves.map(curve));
-by("none").hidden = data.curves.length > 0;
-
-const sheets = data.sheets, slider = by("sheet");
-let playing = null;
-function show() {
-  const sheet = sheets[slider.value];
-  by("picture").src = sheet.file;
-  by("seen").textContent = sheet.images.toLocaleString("en");
-}
-function stop() { clearInterval(playing); playing = null; by("play").textContent = "play"; }
-if (sheets.length) {
-  by("film").hidden = false;
+function film() {
+  const sheets = data.sheets, slider = by("when");
+  by("film").hidden = !sheets.length;
+  if (!sheets.length) return;
+  by("amounts").append(...data.doses.map((dose) => make("span", dose)), make("span"), make("span"), make("span"));
   slider.max = sheets.length - 1;
-  slider.value = sheets.length - 1;
-  slider.addEventListener("input", () => { stop(); show(); });
-  by("play").addEventListener("click", () => {
-    if (playing) { stop(); return; }
-    by("play").textContent = "stop";
-    slider.value = 0; show();
-    playing = setInterval(() => { if (+slider.value >= sheets.length - 1) { stop(); return; } slider.value = +slider.value + 1; show(); }, 400);
+  const to = (place) => {
+    const at = Math.max(0, Math.min(sheets.length - 1, place)), { images, file } = sheets[at];
+    slider.value = at;
+    slider.setAttribute("aria-valuetext", "after " + count(images) + " images");
+    text("seen", count(images));
+    by("sheet").src = file; by("sheet").alt = "Sheet of samples after " + count(images) + " images";
+    for (const line of document.querySelectorAll(".chart .now")) for (const end of ["x1", "x2"]) line.setAttribute(end, across(images));
+    if (sheets[at + 1]) new Image().src = sheets[at + 1].file;
+    if (sheets[at - 1]) new Image().src = sheets[at - 1].file;
+  };
+  slider.addEventListener("input", () => to(Number(slider.value)));
+  document.addEventListener("keydown", (event) => {
+    if (event.target.tagName === "INPUT") return;
+    if (event.key === "ArrowRight") to(Number(slider.value) + 1);
+    if (event.key === "ArrowLeft") to(Number(slider.value) - 1);
   });
-  show();
+  to(sheets.length - 1);
 }
+
+function all() {
+  if (by("rows").children.length) return;
+  const charts = data.groups.flatMap((group) => group.charts);
+  by("heads").append(line(["images", ...charts.map((chart) => chart.title)], "th"));
+  by("rows").append(...data.images.map((images, i) => line([count(images), ...charts.map((chart) => number(chart.values[i]))])));
+}
+
+text("sentence", data.sentence); text("folder", data.folder); text("first", data.first);
+by("share").value = data.share; by("nothing").hidden = data.images.length > 0; by("all").hidden = !data.images.length;
+warn(data.warnings);
+groups(); film();
+by("all").addEventListener("toggle", all);
+by("options").append(...data.options.map((cells) => line(cells)));
+document.body.dataset.ready = "yes";

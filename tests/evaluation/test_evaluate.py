@@ -1,6 +1,7 @@
 """The whole of an evaluation: its parts, its files, its notes."""
 
 import json
+import re
 import signal
 
 import numpy as np
@@ -92,6 +93,15 @@ def test_numbers_and_figures_are_written_where_they_are_asked_for(whole, folder)
     auroc = whole["classifier"]["auroc"]
     assert f"| classifier | AUROC | more | {auroc['value']:.4f} |" in table
     assert all(f"| {registry.title_of(name)} |" in table for name in whole["randomisation"])
+    html = (folder / "index.html").read_text()
+    assert html.count('<svg xmlns="http://www.w3.org/2000/svg"') == len(names)
+    told = json.loads(re.search(r'"application/json">(.*?)</script>', html)[1])
+    assert len(told["images"]) == 4 and {row["class"] for row in told["images"]} == {
+        "NORMAL",
+        "SICK",
+    }
+    parts = {part["title"] for part in told["parts"] + told["compared"]}
+    assert parts == whole.keys() - {"about"}
 
 
 def test_without_matplotlib_the_numbers_are_written_alone(
@@ -106,6 +116,7 @@ def test_without_matplotlib_the_numbers_are_written_alone(
         "evaluation.md",
         "index.html",
     }
+    assert "matplotlib is missing" in (tmp_path / "index.html").read_text()
 
 
 def test_a_classifier_alone_has_its_own_figure(classifier_file, xrays, tmp_path):
