@@ -248,8 +248,7 @@ def rescale(model: Model) -> None:
 
 
 def default_model() -> str:
-    """The shipped model that is used when none is named: `pneumonia`. Its explanations show
-    disease; those of `covid` mostly show that its two classes come from different sources."""
+    """The shipped model that is used when none is named: `pneumonia`."""
     names = list(shipped())
     if not names:
         raise CxrError("no model ships with this copy: give one with --model")

@@ -86,7 +86,7 @@ class Sheet:
     """
 
     sentence: str
-    large: Sequence[Tile]  # three of them
+    large: Sequence[Tile]  # three of them, or none
     small: Sequence[Tile]
     lines: Sequence[str]
     banner: str = ""
@@ -104,12 +104,12 @@ def panel_svg(sheet: Sheet) -> str:
 
 def _panel(sheet: Sheet, kind: type[Canvas]) -> Canvas:
     width = GAP + 3 * (SIDE + GAP)
-    columns = 7
+    columns = 7 if sheet.large else 5
     side = (width - GAP) // columns - GAP
     head = textwrap.wrap(sheet.sentence, (width - 2 * GAP) // 10)
     words = [textwrap.wrap(line, (width - 2 * GAP) // 9) or [""] for line in sheet.lines]
     y = GAP + (2 * LINE if sheet.banner else 0)
-    below = y + LINE * (len(head) + 2) + 8 + SIDE + GAP
+    below = y + LINE * len(head) + (2 * LINE + 8 + SIDE + GAP if sheet.large else 0)
     rows = -(-len(sheet.small) // columns)
     bottom = below + rows * (side + 2 * LINE + GAP)
     height = bottom + LINE * (sum(map(len, words)) + 3) + GAP
@@ -128,7 +128,8 @@ def _panel(sheet: Sheet, kind: type[Canvas]) -> Canvas:
     for text in (line for lines in words for line in lines):
         canvas.text(GAP, y, text, 16, TEXT, width=width - 2 * GAP)
         y += LINE
-    _draw_legend(canvas, GAP, y)
+    if any(heat is not None for _, _, heat in (*sheet.large, *sheet.small)):
+        _draw_legend(canvas, GAP, y)
     canvas.text(GAP, y + LINE + 4, FOOTER, 13, MUTED)
     return canvas
 

@@ -137,5 +137,6 @@ def _draw(found: Dataset, odd: dict[str, list[int]], sheet: str | Path) -> None:
         for row in np.sort(random.permutation(rows)[:DRAWN]):
             lines = f"{name[:24]}, {found.splits[row]}", Path(found.paths[row]).name[-28:]
             title = "\n".join(map(console.plain, lines))
-            tiles.append((title, images.load(found.paths[row], SIDE), None, False))
-    film.write_png(sheet, film.panel(tiles, f"{found.name}: {len(found):,} images"))
+            tiles.append((title, images.load(found.paths[row], SIDE), None))
+    shown = film.Sheet(f"{found.name}: {len(found):,} images", (), tiles, ())
+    film.write_png(sheet, film.panel(shown))
