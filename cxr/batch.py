@@ -67,10 +67,11 @@ def conclude(results: Sequence[dict], count: int, stopped: Sequence[int], force:
     if stopped:
         console.say(f"interrupted: {len(results)} of {count} images were done")
         return 128 + stopped[0]
-    doubtful = [numbers for numbers in results if not numbers.get("believe", True)]
+    done = [numbers for numbers in results if "error" not in numbers]
+    doubtful = [numbers for numbers in done if not numbers["believe"]]
     if doubtful and not force:
         console.say(
-            f"{len(doubtful)} of {len(results)} explanations are not to be believed (status 1; "
+            f"{len(doubtful)} of {len(done)} explanations are not to be believed (status 1; "
             "--force: 0)"
         )
     return 1 if failed or (doubtful and not force) else 0
