@@ -51,9 +51,7 @@ def test_only_what_the_numbers_hold_is_drawn(material, tmp_path):
     auroc = {"classifier": {"auroc": figure(0.9, 0.8, 1)}}
     plots.draw(tmp_path / "few", auroc, material)
     names = {"classifier", "response", "examples"}
-    kinds = {".png", ".svg"}
     assert {path.stem for path in (tmp_path / "few").iterdir()} == names
-    assert {path.suffix for path in (tmp_path / "few").iterdir()} == kinds
     material.responses, material.examples = np.empty((0, 0)), []
     numbers = {
         "classifier": {"auroc": figure(None)},  # a class is missing
