@@ -19,7 +19,8 @@ from cxr import augment, images
 from cxr.classifier import to_tensor
 from cxr.data.patients import split_of, tell_patients
 from cxr.device import rng
-from cxr.lungs import LungFinder, LungFinderConfig, iou, lung_loss
+from cxr.evaluation.heatmaps import iou
+from cxr.lungs import LungFinder, LungFinderConfig
 from cxr.phantoms.lesions import phantom
 
 SIZE, BATCH, REAL, REPORT = 128, 16, 12, 125  # REAL: of a batch; REPORT: steps
@@ -87,6 +88,14 @@ def main(masks: Path, out: Path, total: int) -> None:
     print("test", scores(ema, x, m, splits == "test"))
 
 
+def lung_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy of each pixel, and what the overlap of the masks lacks (soft Dice, Milletari et
+    al. 2016). logits, masks (in [0, 1]): [N, 1, R, R]."""
+    found = logits.sigmoid()
+    overlap = 2 * (found * masks).sum((1, 2, 3)) / (found + masks).sum((1, 2, 3)).clamp_min(1)
+    return F.binary_cross_entropy_with_logits(logits, masks) + (1 - overlap).mean()
+
+
 def real(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images uint8 and masks bool [N, R, R], and the split of each, by patient."""
     files = sorted((folder / "images").iterdir())
@@ -128,7 +137,7 @@ def clouds(n: int, random: torch.Generator) -> Tensor:
 @torch.no_grad()
 def scores(network: LungFinder, x: np.ndarray, m: np.ndarray, rows: np.ndarray) -> str:
     found = torch.cat([network(to_tensor(one[None])) > 0 for one in x[rows]])
-    values = iou(found, torch.from_numpy(m[rows])[:, None]).numpy()
+    values = np.array([iou(*pair) for pair in zip(found[:, 0].numpy(), m[rows])])
     return f"IoU {values.mean():.4f}, least {values.min():.4f}, n {len(values)}"
 
 

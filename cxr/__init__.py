@@ -1,6 +1,14 @@
 """cxrgan: explain a chest X-ray classifier by moving an image from healthy to diseased."""
 
+from pathlib import Path
+
 __version__ = "0.1.0"
+
+
+def weights_folder() -> Path:
+    """`weights/` of a wheel (`cxr/weights`) or of a checkout (beside `cxr`)."""
+    here = Path(__file__).parent
+    return here / "weights" if (here / "weights").is_dir() else here.parent / "weights"
 
 
 def plain(value: object) -> str:

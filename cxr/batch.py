@@ -23,8 +23,8 @@ def explain_all(
 ) -> list[dict]:
     """Explain images into a folder each, below `out`, until `stopped` holds a signal.
 
-    quiet: print no table; film, fps: as of `Explanation.write`. Returns the numbers of each image in turn; those of one that failed hold
-    its "image" and its "error".
+    quiet: print no table; film, fps: as of `Explanation.write`. Returns the numbers of each image in
+    turn; those of one that failed hold its "image" and its "error".
     """
     check_film(film)
     results = []

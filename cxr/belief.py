@@ -10,6 +10,12 @@ LEAST_SSIM = 0.7  # of the reconstruction: below it, it is another picture
 REJECTED = 0.1  # gap in probability above which a reconstruction does not stand for its image
 
 
+def verdict(numbers: dict, model: Model) -> dict:
+    """`believe`, and `warnings`: why not, and what calls for care. numbers: of explanation.json."""
+    refused = refusals(numbers, model)
+    return {"believe": not refused, "warnings": refused + doubts(numbers, model)}
+
+
 def rejections(numbers: dict, model: Model) -> list[str]:
     """Why the reconstruction does not stand for the image, if it does not: a gap in probability
     above 0.1, or an encoder's SSIM under the 5th percentile of validation images."""
@@ -29,8 +35,8 @@ def rejections(numbers: dict, model: Model) -> list[str]:
 
 
 def refusals(numbers: dict, model: Model) -> list[str]:
-    """Why an explanation is not to be believed, if it is not. No floor is set by the GAN itself: a
-    bad one would set a low one."""
+    """Why an explanation is not to be believed, if it is not. None of the floors but the encoder's
+    SSIM is set by the GAN itself: a bad one would set a low one."""
     lines, likely = [], numbers["likeness"]
     if likely is not None and likely < model.info["thresholds"].get("likeness", -1):
         lines.append("this does not look like the radiographs the model was trained on")
@@ -80,9 +86,14 @@ def _useless(model: Model) -> str | None:
     return None
 
 
-def doubts(model: Model) -> list[str]:
+def doubts(numbers: dict, model: Model) -> list[str]:
     """Lines that call for care."""
     lines = []
+    if numbers["appearance"] is None:
+        lines.append(
+            "how real its pictures look is not judged: the model file is of an older cxrgan, without "
+            "the reference; train its GAN again"
+        )
     if "foreign" in model.info:
         lines.append(
             "another classifier than the one that the GAN was trained for is explained: the dose "

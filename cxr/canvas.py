@@ -10,9 +10,7 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-FINE = (
-    2  # everything is drawn this many times larger, then averaged: smooth lines without a library
-)
+FINE = 2  # everything is drawn so many times larger, then averaged: smooth lines
 BACKGROUND, SURFACE, RULE = (16, 18, 23), (25, 28, 35), (62, 68, 80)
 TEXT, MUTED, ALARM = (236, 239, 244), (150, 158, 172), (190, 20, 20)
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, appearance
+from cxr import CxrError, UsageError, appearance, weights_folder
 from cxr.cnn import contract, own
 from cxr.files import replacing
 from cxr.networks import grow, outgrows
@@ -220,12 +220,6 @@ def load_classifier(
 def shipped() -> dict[str, Path]:
     """The model files that came with the package, by name (`pneumonia` for pneumonia-128)."""
     return {p.stem.rsplit("-", 1)[0]: p for p in sorted(weights_folder().glob("*-*.safetensors"))}
-
-
-def weights_folder() -> Path:
-    """`weights/` of a wheel (`cxr/weights`) or of a checkout (beside `cxr`)."""
-    here = Path(__file__).parent
-    return here / "weights" if (here / "weights").is_dir() else here.parent / "weights"
 
 
 def find_model(name: str | Path) -> Path:

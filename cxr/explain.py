@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, attribution, images, inversion, lungs
-from cxr.belief import doubts, refusals
-from cxr.checkpoints import Model, load_classifier, load_model, shipped, weights_folder
+from cxr import CxrError, UsageError, attribution, images, inversion, lungs, weights_folder
+from cxr.belief import verdict
+from cxr.checkpoints import Model, load_classifier, load_model, shipped
 from cxr.classifier import to_tensor
 from cxr.cnn.fingerprint import fingerprint, same
 from cxr.cnn.own import name_of
@@ -59,9 +59,8 @@ def explain(
     classifier : another classifier than the model's, as `load_classifier` takes it
     target, classifier_input : of a classifier of one's own, as `load_classifier` takes them
     frames : number of frames from dose 0 to dose 1
-    restarts : number of inversions, each from another starting point; the best one is shown and
-        the spread of all is reported
-    refine : number of gradient steps after the encoder
+    restarts, refine : starting points of the inversion, of which the best is shown, and the spread
+        of all reported; its gradient steps after the encoder
     within : "lungs": the overlay changes the image in the lungs alone; by default anywhere
     seed : random seed of the noise and the restarts
     device : the device for a model that is loaded from a file; a `Model` stays on its device
@@ -74,21 +73,19 @@ def explain(
     model = load_explainer(model, classifier, device, target, classifier_input)
     with timer("prepare"):
         x = prepare(image, model)
+        lung = lungs.find(x)
+        region = _region(lung, within)
     with timer("gradient"), exactly():
         logit, plain_maps = at_image(x, model)
-    lung = lungs.find(x)
-    traversal = traverse(
-        x, logit, model, frames, restarts, refine, seed, timer, _region(lung, within)
-    )
+    traversal = traverse(x, lung, logit, model, frames, restarts, refine, seed, timer, region)
     with timer("heat_maps"), exactly():
         maps, error = heat_maps(traversal, model, plain_maps)
     with timer("measure"):
         named = str(image) if isinstance(image, (str, Path)) else None
-        numbers = {"image": named, **measure(traversal, model, lung), "completeness_error": error}
+        numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
         numbers["within"] = within
         numbers["pixel_spacing"] = images.pixel_spacing(image) if named else None
-        refused = refusals(numbers, model)
-        numbers |= {"believe": not refused, "warnings": refused + doubts(model)}
+        numbers |= verdict(numbers, model)
     return Explanation(**vars(traversal), maps=maps, numbers=numbers)
 
 
@@ -111,6 +108,7 @@ def exactly() -> contextlib.AbstractContextManager:
 
 def traverse(
     x: Tensor,
+    lung: Tensor,
     logit: Tensor,
     model: Model,
     frames: int,
@@ -118,10 +116,11 @@ def traverse(
     refine: int,
     seed: int,
     timer: Timer,
-    region: Tensor | float = 1.0,
+    region: Tensor | float,
 ) -> Traversal:
     """Invert an image [1, 1, R, R] with known logit [1], and draw its path twice: as the generator
-    draws it, and as an overlay on the image, of which `region` may change (see `lay_over`)."""
+    draws it, and as an overlay on the image, of which `region` may change (see `lay_over`). lung:
+    the image's, bool [1, 1, R, R]."""
     with timer("invert"):
         with torch.no_grad():
             codes = model.encoder(x)
@@ -144,6 +143,7 @@ def traverse(
     return Traversal(
         classes=tuple(model.info["classes"]),
         image=x,
+        lung=lung,
         logit=logit,
         inversion=inverted,
         encoded=encoded,

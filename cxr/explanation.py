@@ -32,6 +32,7 @@ class Traversal:
 
     classes: tuple[str, str]
     image: Tensor  # [1, 1, R, R] in [-1, 1]
+    lung: Tensor  # bool [1, 1, R, R], its lungs, nothing where none are found
     logit: Tensor  # [1], the classifier's on it
     inversion: Inversion  # K of them, best first
     encoded: Tensor  # [1, 1, R, R], the reconstruction by the encoder alone
@@ -201,8 +202,8 @@ class Explanation(Traversal):
 
 
 @torch.no_grad()
-def measure(t: Traversal, model: Model, lung: Tensor) -> dict:
-    """The numbers of a path for explanation.json. lung: bool [1, 1, R, R]."""
+def measure(t: Traversal, model: Model) -> dict:
+    """The numbers of a path for explanation.json."""
     logits = t.logits
     change = (logits[-1] - logits[0]).abs().clamp_min(1e-6)
     mean = model.buffers.get("mean_image")
@@ -220,7 +221,7 @@ def measure(t: Traversal, model: Model, lung: Tensor) -> dict:
         "logit_gap": (logits - model.logit(t.doses)).abs().median().item(),
         "largest_jump": (logits.diff().abs().max() / change).item(),
         "reconstruction": _reconstruction(t, model),
-        "counterfactual": _counterfactual(t, lung),
+        "counterfactual": _counterfactual(t),
         "appearance": _appearance(t, model),
         "restarts": _restarts(t),
         "directions": [] if t.diseased else _directions(t, model),
@@ -243,7 +244,7 @@ def _reconstruction(t: Traversal, model: Model) -> dict[str, float]:
     }
 
 
-def _counterfactual(t: Traversal, lung: Tensor) -> dict:
+def _counterfactual(t: Traversal) -> dict:
     """The path's end that is of the other class, as drawn and as the overlay (`overlaid`)."""
     frame = 0 if t.diseased else len(t.doses) - 1
     end, reconstruction = t.frames[frame], t.reconstructions[0]
@@ -259,8 +260,8 @@ def _counterfactual(t: Traversal, lung: Tensor) -> dict:
         "changed_pixels": _changed(reconstruction, end),
         "l1_overlaid": _l1(t.image - t.overlaid[frame]),
         "changed_overlaid": _changed(t.image[0], t.overlaid[frame]),
-        "outside_lung": _outside(reconstruction - end, lung),
-        "outside_lung_overlaid": _outside(t.image[0] - t.overlaid[frame], lung),
+        "outside_lung": _outside(reconstruction - end, t.lung),
+        "outside_lung_overlaid": _outside(t.image[0] - t.overlaid[frame], t.lung),
     }
 
 

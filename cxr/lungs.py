@@ -6,14 +6,13 @@ It ships as `weights/lungs.safetensors`; its card says how it was trained and ho
 import itertools
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cxr import CxrError
+from cxr import CxrError, weights_folder
 from cxr.layers import GroupNorm
 
 LEAST = 0.04  # share of an image: what is smaller are no lungs
@@ -81,11 +80,9 @@ class Stage(nn.Sequential):
 @lru_cache
 def finder(device: torch.device) -> LungFinder:
     """The lung finder that ships, frozen. Raises CxrError if this copy is without it."""
-    here = Path(__file__).parent
-    name = Path("weights") / "lungs.safetensors"  # of a wheel, or of a checkout
-    path = here / name if (here / name).is_file() else here.parent / name
+    path = weights_folder() / "lungs.safetensors"
     if not path.is_file():
-        raise CxrError(f"{name} does not ship with this copy: the lungs cannot be found")
+        raise CxrError(f"{path.name} does not ship with this copy: the lungs cannot be found")
     network = LungFinder(LungFinderConfig())
     network.load_state_dict({key: t.float() for key, t in load_file(path).items()})
     return network.to(device).eval().requires_grad_(False)
@@ -102,20 +99,6 @@ def find(x: Tensor) -> Tensor:
     return marked & (area >= LEAST) & (sure >= SURE)
 
 
-def box(lung: Tensor) -> tuple[int, int, int]:
-    """The square around the lungs of one image, (top, left, side) in pixels, with a margin of 8% of
-    the lungs' longer side; moved, or else made smaller, to lie inside the image.
-
-    lung: bool [H, W]. Raises CxrError where nothing is marked.
-    """
-    ends = extent(lung)
-    longer = max(last - first for first, last in ends)
-    side = min(round(longer * (1 + 2 * MARGIN)), *lung.shape)
-    middles = ((first + last - side) // 2 for first, last in ends)
-    top, left = (min(max(m, 0), whole - side) for m, whole in zip(middles, lung.shape))
-    return top, left, side
-
-
 @torch.no_grad()
 def features(x: Tensor) -> Tensor:
     """What images [N, 1, R, R] look like to the lung finder: the mean and the standard deviation of
@@ -123,16 +106,8 @@ def features(x: Tensor) -> Tensor:
     parts = []
     for part in x.split(32):
         stages = finder(x.device).stages(part.float())
-        parts.append(torch.cat([f(h) for h in stages for f in (_mean, _std)], 1))
+        parts.append(torch.cat([t for h in stages for t in (h.mean((2, 3)), h.std((2, 3)))], 1))
     return torch.cat(parts)
-
-
-def _mean(h: Tensor) -> Tensor:
-    return h.mean((2, 3))
-
-
-def _std(h: Tensor) -> Tensor:
-    return h.std((2, 3))
 
 
 def extent(lung: Tensor) -> list[tuple[int, int]]:
@@ -145,6 +120,20 @@ def extent(lung: Tensor) -> list[tuple[int, int]]:
         share = lung.sum(axis).cumsum(0) / lung.sum()
         ends.append((int((share < STRAY).sum()), int((share < 1 - STRAY).sum()) + 1))
     return ends
+
+
+def box(lung: Tensor) -> tuple[int, int, int]:
+    """The square around the lungs of one image, (top, left, side) in pixels, with a margin of 8% of
+    the lungs' longer side; moved, or else made smaller, to lie inside the image.
+
+    lung: bool [H, W]. Raises CxrError where nothing is marked.
+    """
+    ends = extent(lung)
+    longer = max(last - first for first, last in ends)
+    side = min(round(longer * (1 + 2 * MARGIN)), *lung.shape)
+    middles = ((first + last - side) // 2 for first, last in ends)
+    top, left = (min(max(m, 0), whole - side) for m, whole in zip(middles, lung.shape))
+    return top, left, side
 
 
 def blanked(x: Tensor, lung: Tensor) -> Tensor:
@@ -174,16 +163,3 @@ def around(lung: Tensor) -> Tensor:
     soft = F.avg_pool2d(F.pad(wide, (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)
     any_lung = lung.flatten(1).any(1).view(-1, 1, 1, 1)
     return torch.where(any_lung, soft, torch.ones_like(soft))
-
-
-def lung_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy of each pixel, and what the overlap of the masks lacks (soft Dice, Milletari et
-    al. 2016). logits, masks (in [0, 1]): [N, 1, R, R]."""
-    found = logits.sigmoid()
-    overlap = 2 * (found * masks).sum((1, 2, 3)) / (found + masks).sum((1, 2, 3)).clamp_min(1)
-    return F.binary_cross_entropy_with_logits(logits, masks) + (1 - overlap).mean()
-
-
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union [N] of masks, bool [N, 1, R, R]; NaN where both are empty."""
-    return (a & b).sum((1, 2, 3)) / (a | b).sum((1, 2, 3))

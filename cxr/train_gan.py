@@ -78,10 +78,10 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
         mean = classifier.mean_image(data)
         model.buffers["mean_image"] = mean.to(device)
         model.info["thresholds"]["likeness"] = classifier.likeness_threshold(data, mean)
-    real, limits = appearance.reference(data)
-    model.info["thresholds"] |= limits
-    model.buffers |= {name: value.to(device) for name, value in real.items()}
     with Run(out, config, data, resume, world) as run:
+        real, limits = appearance.reference(data)
+        model.info["thresholds"] |= limits
+        model.buffers |= {name: value.to(device) for name, value in real.items()}
         trainer = Trainer(config, data, model, device, world, run)
         if resume:
             trainer.restore()

@@ -9,9 +9,15 @@ import torch
 
 from cxr import CxrError, film, images, lungs
 from cxr.data.patients import split_of, tell_patients
+from cxr.evaluation.heatmaps import iou
 from cxr.phantoms.lesions import phantom
 
 R = 128
+
+
+def overlaps(a, b):
+    """The IoU of each pair of masks [N, 1, R, R]."""
+    return [iou(x, y) for x, y in zip(a[:, 0].numpy(), b[:, 0].numpy())]
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +33,12 @@ def test_the_lungs_of_phantoms_are_found_at_any_size(marked, size):
     x, true = marked
     resized = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
     place = torch.nn.functional.interpolate(true.float(), (size, size)) > 0.5
-    assert lungs.iou(lungs.find(resized), place).min() > 0.85
+    assert min(overlaps(lungs.find(resized), place)) > 0.85
 
 
 def test_exposure_does_not_matter_and_nothing_is_found_in_noise(marked):
     x, _ = marked
-    assert lungs.iou(lungs.find(x), lungs.find(0.3 * x + 0.5)).min() > 0.99
+    assert min(overlaps(lungs.find(x), lungs.find(0.3 * x + 0.5))) > 0.99
     grey = torch.full((1, 1, R, R), 0.2)
     assert not lungs.find(grey).any()
 
@@ -84,7 +90,7 @@ def test_an_image_is_cropped_to_its_lungs_and_its_mask_with_it(marked, tmp_path)
     cropped = images.load(tmp_path / "x.png", 64, "lungs")
     mask = images.load_mask(tmp_path / "m.png", tmp_path / "x.png", 64, "lungs")
     found = lungs.find(torch.from_numpy(cropped)[None, None] / 127.5 - 1)
-    assert lungs.iou(found, torch.from_numpy(mask)[None, None]).item() > 0.8
+    assert overlaps(found, torch.from_numpy(mask)[None, None])[0] > 0.8
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     assert max(np.ptp(rows), np.ptp(columns)) > 0.75 * 64
 
@@ -104,5 +110,5 @@ def test_real_lungs_are_found_in_patients_it_was_not_trained_on():
         if split_of(told.patient) == "test":
             x = torch.from_numpy(images.load(path, R, "pad"))[None, None] / 127.5 - 1
             mask = images.load_mask(folder / "masks" / path.name, path, R, "pad")
-            scores.append(lungs.iou(lungs.find(x), torch.from_numpy(mask)[None, None]).item())
+            scores += overlaps(lungs.find(x), torch.from_numpy(mask)[None, None])
     assert len(scores) == 42 and np.mean(scores) >= 0.9

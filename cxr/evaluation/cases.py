@@ -133,7 +133,8 @@ class Judge:
         if lung is not None:
             outside = torch.from_numpy(~lung).to(self.device)
             figures["outside_lung_ssim"] = heatmaps.ssim_where(*ends, outside)
-        figures["lung_overlap"] = lungs.iou(*(lungs.find(end) for end in ends)).item()
+        found = (lungs.find(end)[0, 0].cpu().numpy() for end in ends)
+        figures["lung_overlap"] = heatmaps.iou(*found)
         if self.data.labels[row]:
             figures["inverted_healthy"] = float(e.logits[0] < 0)
             if self.oracle is not None:
@@ -283,7 +284,7 @@ class Judge:
         if there are none."""
         lung = self.place(self.lungs, row)
         if lung is None:
-            lung = lungs.find(e.image)[0, 0].cpu().numpy()
+            lung = e.lung[0, 0].cpu().numpy()
         return lung if lung.any() else None
 
     def place(self, places: Places, row: int) -> np.ndarray | None:
