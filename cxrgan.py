@@ -15,12 +15,14 @@ from cxr.options import (
     SPLITS,
     Door,
     another_classifier,
+    classes_option,
     classifier_option,
     data_options,
     device_option,
     example,
     film_options,
     fit_option,
+    fold_option,
     force_option,
     gather,
     images_option,
@@ -29,6 +31,7 @@ from cxr.options import (
     model_option,
     out_option,
     own_options,
+    path_options,
     refine_option,
     seed_option,
     shipped_model,
@@ -96,35 +99,37 @@ def check(data: str, out: str, as_json: bool, **reading: str | None) -> None:
 @training_options(out="runs/cnn", batch=64, images=200_000)
 @size_option(show_default="the preset's")
 @fit_option
-@click.option(
-    "--fold",
-    type=click.IntRange(0, 9),
-    default=0,
-    help="Which tenth of the patients is the test set; the model file records it.",
-)
+@fold_option
+@classes_option
 def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     """Train a classifier on labelled X-rays.
 
     DATA is a folder with one sub-folder per class, or a table of image files and classes.
     """
     from cxr import console
-    from cxr.classifier import useless
+    from cxr.classifier import by_class, useless
     from cxr.train_cnn import PRESETS, Config, train
 
     console.quiet_unless_first()
     config = Config(data, **options)
     model = train(config, out, resume)
-    metrics = model.info["metrics"]["classifier"]
-    console.classifier(f"{data}, test", metrics)
+    told = by_class(model.info)
+    for name, metrics in told.items():
+        against = f", {name} against the rest" if len(told) > 1 else ""
+        console.classifier(f"{data}, test{against}", metrics)
     path = Path(out) / "model.safetensors"
     console.say(f"model: {path}")
-    if why := useless(metrics):
-        console.warn(f"this classifier is useless: {why}; give it more images, or more --images")
-        return
-    fitting = [name for name, preset in PRESETS.items() if preset.size == config.pixels]
-    preset = config.preset if config.preset in fitting else fitting[-1]
-    words = "train-gan", data, "--classifier", str(path), "--preset", preset
-    console.follow(*words, **config.asked())
+    sound = [name for name, metrics in told.items() if not useless(metrics)]
+    for name in told.keys() - sound:
+        which = f" for {name}" if len(told) > 1 else ""
+        why = f"this classifier is useless{which}: {useless(told[name])}"
+        console.warn(f"{why}; give it more images, or more --images")
+    if sound:
+        fitting = [name for name, preset in PRESETS.items() if preset.size == config.pixels]
+        preset = config.preset if config.preset in fitting else fitting[-1]
+        words = "train-gan", data, "--classifier", str(path), "--preset", preset
+        target = {"target": sound[-1], "classes": None} if len(told) > 1 else {}
+        console.follow(*words, **config.asked() | target)
 
 
 @cli.command(epilog=example("cxrgan train-gan chest_xray --classifier runs/cnn/model.safetensors"))
@@ -192,13 +197,7 @@ def check_cnn(context, cnn: str, data: str | None, as_json: bool, **options) -> 
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @shipped_model
 @another_classifier
-@click.option("--frames", type=click.IntRange(2, 200), default=17, help="Number of frames.")
-@click.option(
-    "--restarts",
-    type=click.IntRange(1, 64),
-    default=2,
-    help="Number of starting points of the inversion.",
-)
+@path_options
 @refine_option
 @within_option
 @seed_option

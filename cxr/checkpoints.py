@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from cxr import CxrError, UsageError, appearance, weights_folder
 from cxr.cnn import contract, own
+from cxr.cnn.adapter import find_target
+from cxr.data.listing import joined
 from cxr.files import replacing
 from cxr.networks import grow, outgrows
-from cxr.schema import NETWORKS, Misfit, check_info, read_config, rehearse
+from cxr.schema import NETWORKS, Misfit, check_info, count_classes, read_config, rehearse
 
 FORMAT = 1
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # what weights are kept in
@@ -34,8 +36,9 @@ class Model:
     Attributes
     ----------
     networks : the modules by name, in eval mode and frozen
-    info : JSON-able metadata: `size`, `fit`, `classes` (negative, positive), `logits` (the two
-        between which the dose runs), `provenance`, `metrics`, `thresholds`
+    info : JSON-able metadata: `size`, `fit`, `classes` (negative, positive; or all that a classifier
+        of several tells apart), `target` (of several, the one explained), `logits` (the two between
+        which the dose runs), `provenance`, `metrics`, `thresholds`
     buffers : other tensors, `mean_image` [1, 1, R, R] among them
     """
 
@@ -102,10 +105,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
     _check_format(path, info)
     try:
         check_info(info)
-        networks = {
-            name: _rebuild(name, read_config(name, values, info["size"]), tensors)
+        configs = {
+            name: read_config(name, values, info["size"])
             for name, values in info.pop("configs").items()
         }
+        count_classes(info["classes"], configs.get("classifier"))
+        networks = {name: _rebuild(name, config, tensors) for name, config in configs.items()}
         rehearse(networks, info["size"])
         buffers = {k[8:]: v for k, v in tensors.items() if k.startswith("buffers.")}
         known = {"mean_image": (1, 1, info["size"], info["size"])} | appearance.shapes(buffers)
@@ -185,6 +190,26 @@ def start_from(path: str | Path, networks: dict[str, nn.Module]) -> None:
         grow(network, held[name])
 
 
+def aim(model: Model, target: str | None) -> Model:
+    """A classifier's model, answering with the log-odds of the class `target`, by name or number,
+    against the rest; of two classes only the second can be one. Raises UsageError."""
+    network, names = model.classifier, model.info["classes"]
+    if network.config.outputs == 1 or network.config.target is not None:
+        if target in (None, names[1]):
+            return model
+        raise UsageError(
+            f"--target {target}: this classifier tells {' from '.join(names)}, no more"
+        )
+    if target is None:
+        raise UsageError(f"{model.path} tells {', '.join(names)} apart: say one with --target")
+    place = find_target(target, names)
+    network.config = dataclasses.replace(network.config, target=place)
+    rest = joined({*names} - {names[place]}, f"no {names[place]}")
+    numbers = {"classifier": model.info["metrics"]["classifier"][names[place]]}
+    model.info |= {"classes": [rest, names[place]], "target": names[place], "metrics": numbers}
+    return model
+
+
 def load_classifier(
     spec: str | nn.Module,
     size: int,
@@ -197,15 +222,15 @@ def load_classifier(
 
     FUNCTION takes nothing and returns a module from [N, 1, R, R] in [-1, 1] to a logit [N], or
     what `adapt` makes one of. Its contract is checked at R = `size`, and what it is given is
-    clipped to that range. target, classifier_input: the options of that name, for a user's own.
-    A module is copied and put into eval mode.
+    clipped to that range. target: of a classifier with several classes; classifier_input: the
+    option of that name, for a user's own. A module is copied and put into eval mode.
     """
     if isinstance(spec, nn.Module):
         network, spec = own.of_module(spec, device), own.name_of(spec)
     elif not own.is_own(spec):
-        if target is not None or classifier_input is not None:
-            raise UsageError("--target and --classifier-input are for a CNN of your own")
-        model = load_model(spec, device)
+        if classifier_input is not None:
+            raise UsageError("--classifier-input is for a CNN of your own")
+        model = aim(load_model(spec, device), target)
         model.networks = {"classifier": model.classifier}
         return model
     else:

@@ -1,6 +1,7 @@
 """Images in the form a classifier takes, its logits, and how good it is.
 
-A classifier is any `nn.Module` from images [N, 1, R, R] in [-1, 1] to a logit [N], in eval mode.
+A classifier is any `nn.Module` from images [N, 1, R, R] in [-1, 1] to a logit [N], in eval mode. One
+of K classes answers [N, K] until a target is chosen (`checkpoints.aim`).
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from cxr import augment, metrics
 from cxr.datasets import Dataset, Pictures
 from cxr.device import rng
+from cxr.layers import against_rest
 
 PERTURBATIONS = ("clean", "gamma", "blur", "crop", "noise")
 
@@ -33,7 +35,7 @@ def predict(
     device: str | torch.device,
     change: str = "clean",
 ) -> np.ndarray:
-    """Logits [N] in fp32 of uint8 images [N, R, R]. change: one of PERTURBATIONS."""
+    """Logits [N] or [N, K] in fp32 of uint8 images [N, R, R]. change: one of PERTURBATIONS."""
     logits = [classifier(perturb(x, change)).float() for x in batches(images, device)]
     return torch.cat(logits).cpu().numpy()
 
@@ -62,15 +64,24 @@ def classifier_metrics(
     classifier: nn.Module, data: Dataset, split: str, device: str | torch.device
 ) -> dict:
     """AUROC, accuracy, sensitivity, specificity and calibration error on a split, and the AUROC
-    under each perturbation. Returns {name: {value, low, high, n}} with intervals over patients."""
+    under each perturbation. Returns {name: {value, low, high, n}} with intervals over patients; of
+    several classes {class: the same, against the rest}."""
     rows = data.rows(split)
     images, labels = data.pictures(split), data.labels[rows]
     patients = np.array([data.patients[row] for row in rows])
+    logits = {change: predict(classifier, images, device, change) for change in PERTURBATIONS}
+    if len(data.classes) == 2:
+        return _numbers(logits, labels, patients)
+    return {
+        name: _numbers({c: odds(y, place) for c, y in logits.items()}, labels == place, patients)
+        for place, name in enumerate(data.classes)
+    }
 
+
+def _numbers(logits: dict[str, np.ndarray], labels: np.ndarray, patients: np.ndarray) -> dict:
     def interval(statistic, scores: np.ndarray) -> dict:
         return metrics.bootstrap(statistic, patients, scores, labels)
 
-    logits = {change: predict(classifier, images, device, change) for change in PERTURBATIONS}
     probabilities = metrics.sigmoid(logits["clean"])
     return {
         "auroc": interval(metrics.auroc, logits["clean"]),
@@ -79,6 +90,25 @@ def classifier_metrics(
         "specificity": interval(metrics.specificity, probabilities),
         "ece": interval(metrics.calibration_error, probabilities),
     } | {f"auroc_{c}": interval(metrics.auroc, logits[c]) for c in PERTURBATIONS[1:]}
+
+
+def odds(logits: np.ndarray, place: int) -> np.ndarray:
+    """The log-odds [N] of one class against the rest, of logits [N, K]."""
+    return against_rest(torch.from_numpy(logits), place).numpy()
+
+
+def mean_auroc(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The AUROC of logits [N]; of [N, K], the mean over the classes, each against the rest."""
+    if logits.ndim == 1:
+        return metrics.auroc(logits, labels)
+    places = range(logits.shape[1])
+    return float(np.mean([metrics.auroc(odds(logits, p), labels == p) for p in places]))
+
+
+def by_class(info: dict) -> dict[str, dict]:
+    """The classifier's metrics in a model's `info`, for each class that it tells from the rest."""
+    numbers, classes = info["metrics"]["classifier"], info["classes"]
+    return {classes[1]: numbers} if len(classes) == 2 else {name: numbers[name] for name in classes}
 
 
 def useless(numbers: dict) -> str | None:

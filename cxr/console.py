@@ -103,13 +103,14 @@ def alarm(line: str) -> None:
 
 
 def explanation(path: Path, folder: Path, numbers: dict) -> None:
+    p = f"P({numbers['classes'][1]})"
     rows = [
         ("believe it", "yes" if numbers["believe"] else "no: see the warnings"),
-        ("P(disease), original", number(numbers["original"]["probability"])),
-        ("P(disease), reconstruction", number(numbers["reconstruction"]["probability"])),
-        ("P(disease), healthy end", number(numbers["probability"][0])),
-        ("P(disease), diseased end", number(numbers["probability"][-1])),
-        ("P(disease), counterfactual", number(numbers["counterfactual"]["probability_overlaid"])),
+        (f"{p}, original", number(numbers["original"]["probability"])),
+        (f"{p}, reconstruction", number(numbers["reconstruction"]["probability"])),
+        (f"{p}, healthy end", number(numbers["probability"][0])),
+        (f"{p}, diseased end", number(numbers["probability"][-1])),
+        (f"{p}, counterfactual", number(numbers["counterfactual"]["probability_overlaid"])),
         ("its pixels changed", number(numbers["counterfactual"]["changed_overlaid"])),
         ("dose found", number(numbers["found_dose"])),
         ("verdict flipped", "yes" if numbers["counterfactual"]["flipped_overlaid"] else "no"),

@@ -31,11 +31,12 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images of two classes, decoded and split by patient; row i is the same image throughout.
+    """Images of two classes or more, decoded and split by patient; row i is the same image
+    throughout.
 
-    images: uint8 [N, R, R], read-only and memory-mapped; labels: int64 [N], 1 is positive;
-    patients, splits ("train", "val" or "test") and paths: one per image; classes: the negative
-    and the positive class; name: for tables; rule: how the splits were made; unreadable: {path:
+    images: uint8 [N, R, R], read-only and memory-mapped; labels: int64 [N], places in `classes`;
+    patients, splits ("train", "val" or "test") and paths: one per image; classes: of two the
+    negative comes first; name: for tables; rule: how the splits were made; unreadable: {path:
     reason} of the images that are not among these; sources, scanners: one per image, None where the
     data do not say it.
     """
@@ -45,7 +46,7 @@ class Dataset:
     patients: tuple[str, ...]
     splits: np.ndarray
     paths: tuple[str, ...]
-    classes: tuple[str, str]
+    classes: tuple[str, ...]
     name: str
     rule: str = SPLIT_RULE
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -55,19 +56,20 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def by_class(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (int64) of the negative and of the positive images in `split`, or in "all".
+    def by_class(self, split: str) -> tuple[np.ndarray, ...]:
+        """Rows (int64) of each class's images in `split`, or in "all".
 
         Raises UsageError for an unknown split, CxrError if a class has no image in this one.
         """
         if split not in (*SPLITS, "all"):
             raise UsageError(f"no split {split!r}: use train, val, test or all")
         inside = np.full(len(self), True) if split == "all" else self.splits == split
-        negative, positive = (np.flatnonzero(inside & (self.labels == c)) for c in (0, 1))
-        for label, rows in enumerate((negative, positive)):
+        places = range(len(self.classes))
+        found = tuple(np.flatnonzero(inside & (self.labels == place)) for place in places)
+        for label, rows in enumerate(found):
             if not len(rows):
                 raise CxrError(self._lacks(label, split))
-        return negative, positive
+        return found
 
     def pictures(self, split: str) -> Pictures:
         """The images of `split`, or of "all"."""
@@ -77,10 +79,11 @@ class Dataset:
         """Rows (int64, ascending) of `split`, or of "all"; raises what `by_class` raises."""
         return np.sort(np.concatenate(self.by_class(split)))
 
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """The number of (negative, positive) images in each split."""
+    def counts(self) -> dict[str, tuple[int, ...]]:
+        """The number of each class's images in each split."""
+        places = range(len(self.classes))
         return {
-            split: tuple(int(np.sum((self.splits == split) & (self.labels == c))) for c in (0, 1))
+            split: tuple(int(np.sum(self.labels[self.splits == split] == p)) for p in places)
             for split in SPLITS
         }
 
@@ -139,23 +142,22 @@ def left_out(info: dict, data: str | Path) -> dict[str, str]:
 
 
 def balanced_batch(
-    rows_by_class: tuple[np.ndarray, np.ndarray], batch: int, seed: int, step: int
+    rows_by_class: tuple[np.ndarray, ...], batch: int, seed: int, step: int
 ) -> np.ndarray:
-    """Rows of one training batch, half from each class, shuffled: int64 [batch].
+    """Rows of one training batch, as many from each class, shuffled: int64 [batch].
 
     A pure function of its arguments, so that a resumed run needs no sampler state. Each class is
-    drawn without replacement, in an order that is new on every pass through it. Of an odd batch,
-    the classes have the larger half in turn.
+    drawn without replacement, in an order that is new on every pass through it. Where the classes
+    cannot share a batch evenly, they have the larger parts in turn.
     """
-    half, odd = divmod(batch, 2)
-    drawn = []
+    drawn, count = [], len(rows_by_class)
     for label, rows in enumerate(rows_by_class):
-        first, last = (half * s + odd * ((s + 1 - label) // 2) for s in (step, step + 1))
+        first, last = ((batch * s + count - 1 - label) // count for s in (step, step + 1))
         passes, places = np.divmod(np.arange(first, last), len(rows))
         for number in np.unique(passes):
             order = np.random.default_rng((seed, label, int(number))).permutation(rows)
             drawn.append(order[places[passes == number]])
-    return np.random.default_rng((seed, 2, step)).permutation(np.concatenate(drawn))
+    return np.random.default_rng((seed, count, step)).permutation(np.concatenate(drawn))
 
 
 def _report_bad(items: Sequence[Item], bad: dict[int, str], classes: Sequence[str]) -> None:

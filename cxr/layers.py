@@ -20,6 +20,12 @@ def normal(*shape: int, over: float = 1.0) -> Tensor:
     return x if x.is_meta else x.normal_() / over
 
 
+def against_rest(logits: Tensor, target: int) -> Tensor:
+    """The log-odds [N] of one class against the rest, of a softmax's logits [N, K]."""
+    rest = torch.cat([logits[:, :target], logits[:, target + 1 :]], 1)
+    return logits[:, target] - rest.logsumexp(1)
+
+
 class GroupNorm(nn.GroupNorm):
     """Group normalisation (Wu & He 2018) in 8 groups. On CPUs it has its own backward pass, which
     can be differentiated once only: torch's takes up to ten times as long for channels_last."""

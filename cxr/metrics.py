@@ -62,23 +62,29 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T in [0.05, 20] with the least cross-entropy of sigmoid(logit / T) (Guo et al. 2017).
+    """The T in [0.05, 20] with the least cross-entropy of sigmoid(logit / T), or of softmax(logits
+    / T) (Guo et al. 2017).
 
-    The targets are those of Platt (1999), (P + 1) / (P + 2) and 1 / (M + 2) for P positives and M
-    negatives. With plain labels, a set without errors would give T = 0, which means certainty. A
-    finite set cannot justify that. logits, labels: [N] of the validation images. Returns 1 if there
-    are none.
+    The targets are those of Platt (1999): of K classes, an image's own gets (M + 1) / (M + K) and
+    each other 1 / (M + K), where M images are of its own. With plain labels, a set without errors
+    would give T = 0, which means certainty. A finite set cannot justify that. logits: [N] or [N, K]
+    of the validation images, labels: [N]. Returns 1 if there are none.
     """
-    logits, positive = np.asarray(logits, float), np.asarray(labels) == 1
+    logits, labels = np.asarray(logits, float), np.asarray(labels, int)
     if len(logits) == 0:
         return 1.0
-    high, low = (positive.sum() + 1) / (positive.sum() + 2), 1 / ((~positive).sum() + 2)
-    targets = np.where(positive, high, low)
+    if logits.ndim == 1:
+        logits = np.stack([np.zeros_like(logits), logits], 1)  # its softmax is the sigmoid
+    places = logits.shape[1]
+    own = np.bincount(labels, minlength=places)[labels, None]
+    targets = (np.eye(places)[labels] * own + 1) / (own + places)
     coldest, hottest = np.log(TEMPERATURES)
     for _ in range(50):  # the loss is convex in 1 / T: bisect the sign of its slope
         middle = (coldest + hottest) / 2
         scaled = logits * np.exp(-middle)
-        slope = np.sum((sigmoid(scaled) - targets) * logits)
+        shares = np.exp(scaled - scaled.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        slope = np.sum((shares - targets) * logits)
         coldest, hottest = (coldest, middle) if slope < 0 else (middle, hottest)
     return float(np.exp((coldest + hottest) / 2))
 

@@ -22,6 +22,7 @@ from cxr.layers import (
     ModulatedLayer,
     Structures,
     Trunk,
+    against_rest,
     normal,
 )
 
@@ -31,6 +32,8 @@ class ClassifierConfig:
     channels: tuple[int, ...] = (32, 64, 96, 160)  # one stage each, which halves its input
     blocks: int = 2  # residual blocks per stage
     dropout: float = 0.2
+    outputs: int = 1  # more: the logits of one softmax, over as many classes
+    target: int | None = None  # of these: its log-odds against the rest are the answer
 
 
 @dataclass(frozen=True)
@@ -222,9 +225,10 @@ class Discriminator(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A compact residual CNN from images `[N, 1, R, R]`, R at least 32, to logits [N] of disease.
+    """A compact residual CNN from images `[N, 1, R, R]`, R at least 32, to logits [N] of disease;
+    with several `outputs` and no `target`, to the logits [N, outputs] of a softmax.
 
-    The logit is divided by `temperature`, which is calibrated after training (Guo et al. 2017).
+    A logit is divided by `temperature`, which is calibrated after training (Guo et al. 2017).
     """
 
     def __init__(self, config: ClassifierConfig):
@@ -232,7 +236,7 @@ class Classifier(nn.Module):
         self.config = config
         self.trunk = Trunk(config.channels, config.blocks)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.channels[-1], 1)
+        self.head = nn.Linear(config.channels[-1], config.outputs)
         self.register_buffer("temperature", torch.ones(()))
 
     def features(self, x: Tensor) -> Tensor:
@@ -240,7 +244,10 @@ class Classifier(nn.Module):
         return self.trunk(x).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.dropout(self.features(x)))[:, 0].float() / self.temperature
+        y = self.head(self.dropout(self.features(x))).float() / self.temperature
+        if self.config.outputs == 1:
+            return y[:, 0]
+        return y if self.config.target is None else against_rest(y, self.config.target)
 
 
 class Encoder(nn.Module):
@@ -265,12 +272,15 @@ class Encoder(nn.Module):
 
 def outgrows(config, smaller) -> bool:
     """Whether a network of this config is a network of the config `smaller`, of the same kind, with
-    more stages for a larger image. `grow` needs this."""
+    more stages for a larger image, a classifier also with other outputs. `grow` needs this."""
     n = len(smaller.channels)
     first = isinstance(config, GeneratorConfig)  # its channels begin at 4 x 4; others end there
     shared = config.channels[:n] if first else config.channels[-n:]
-    fewer = {"layers": smaller.layers} if isinstance(config, EncoderConfig) else {}
-    return dataclasses.replace(config, channels=shared, **fewer) == smaller
+    free = {EncoderConfig: ("layers",), ClassifierConfig: ("outputs", "target")}
+    fewer = {name: getattr(smaller, name) for name in free.get(type(smaller), ())}
+    return type(config) is type(smaller) and (
+        dataclasses.replace(config, channels=shared, **fewer) == smaller
+    )
 
 
 @torch.no_grad()
@@ -278,7 +288,8 @@ def grow(network: nn.Module, smaller: nn.Module) -> None:
     """Copy the weights of a network for smaller images; see `outgrows`. Stages correspond by their
     distance from the 4 x 4 stage.
 
-    The new stages and a discriminator's first convolution keep their own weights. A generator's new
+    The new stages, a discriminator's first convolution and the head of a classifier with another
+    number of outputs keep their own weights. A generator's new
     stages draw nothing at first, so it begins with the smaller generator's image, enlarged
     (progressive growing, Karras et al. 2018, section 2, without fading in). An encoder's new layers
     begin with the `w1` of the last old layer. A generator's random structures are not copied if the
@@ -289,6 +300,8 @@ def grow(network: nn.Module, smaller: nn.Module) -> None:
     weights = network.state_dict()
     for key, value in smaller.state_dict().items():
         if key.startswith("stem") and shift:  # a discriminator's; as wide as its first stage
+            continue
+        if key.startswith("head.") and weights[key].shape != value.shape:
             continue
         if not key.startswith("trunk.0."):  # blocks are numbered from the image on
             key = re.sub(r"^(trunk|blocks)\.(\d+)", lambda m: f"{m[1]}.{int(m[2]) + shift}", key)

@@ -122,6 +122,22 @@ device_option = click.option(
 )
 
 
+fold_option = click.option(
+    "--fold",
+    type=click.IntRange(0, 9),
+    default=0,
+    help="Which tenth of the patients is the test set; the model file records it.",
+)
+
+
+classes_option = click.option(
+    "--classes",
+    type=click.Choice(("many",)),
+    show_default="healthy against diseased",
+    help="One classifier of three classes or more; train-gan --target explains one of them.",
+)
+
+
 fit_option = click.option(
     "--fit",
     type=click.Choice(("crop", "pad", "lungs")),
@@ -144,6 +160,17 @@ within_option = click.option(
     type=click.Choice(("lungs",)),
     help="Let the overlay change the image in the lungs alone, which a network finds.",
     show_default="anywhere",
+)
+
+
+path_options = stack(
+    click.option("--frames", type=click.IntRange(2, 200), default=17, help="Number of frames."),
+    click.option(
+        "--restarts",
+        type=click.IntRange(1, 64),
+        default=2,
+        help="Number of starting points of the inversion.",
+    ),
 )
 
 
@@ -231,7 +258,7 @@ own_options = stack(
     click.option(
         "--target",
         metavar="CLASS",
-        help="The class to explain, of a custom CNN with several: its name or number.",
+        help="The class to explain, of a CNN with several: its name or number.",
     ),
     click.option(
         "--classifier-input",

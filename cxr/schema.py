@@ -26,6 +26,7 @@ NETWORKS = {
     "generator": (Generator, GeneratorConfig),
     "discriminator": (Discriminator, DiscriminatorConfig),
 }
+MOST = 64  # classes
 SIZES = (32, 64, 128, 256)
 LONGEST = 4096  # characters of a class's name, which may join those of many classes
 STAGES = {  # how many `channels` there are, the fewest and the most, less the bits of the size
@@ -36,6 +37,7 @@ STAGES = {  # how many `channels` there are, the fewest and the most, less the b
 }
 LIMITS = {  # of a config's whole numbers
     "blocks": (1, 16),
+    "outputs": (1, MOST),
     "layers": (1, 64),
     "w": (1, 4096),
     "z1": (1, 4096),
@@ -60,6 +62,7 @@ def check_info(info: dict) -> None:
     _need(_depth(info) <= 12, "metadata", "less deep")
     for name, value in info["thresholds"].items():
         _need(_is_number(value), f"thresholds.{name}", "a number")
+    _need(info.get("target") in (None, info["classes"][-1]), "target", "the diseased class")
     if "fingerprint" in info:
         told = info["fingerprint"]
         answers = told.get("answers") if isinstance(told, dict) else None
@@ -76,9 +79,10 @@ def check_info(info: dict) -> None:
 
 
 def check_classes(names: object) -> None:
-    """Raises Misfit unless these are the names of two classes, the healthy one first."""
-    two = isinstance(names, list | tuple) and len(names) == 2 and names[0] != names[1]
-    _need(two and all(isinstance(name, str) for name in names), "classes", "two different names")
+    """Raises Misfit unless these are the names of two classes, the healthy one first, or of more."""
+    several = isinstance(names, list | tuple) and 2 <= len(names) <= MOST
+    several = several and all(isinstance(name, str) for name in names)
+    _need(several and len({*names}) == len(names), "classes", f"2 to {MOST} different names")
     for name in names:
         sane = name.isprintable() and 0 < len(name) <= LONGEST
         _need(
@@ -103,6 +107,8 @@ def read_config(name: str, values: object, size: int):
             _need(fit, f"configs.{name}.{key}", f"{count} whole numbers from 1 to 512")
         elif key == "dropout":
             _need(_is_number(value) and 0 <= value < 1, f"configs.{name}.{key}", "0 to below 1")
+        elif key == "target":
+            _need(value is None or type(value) is int, f"configs.{name}.{key}", "a class's place")
         else:
             low, high = LIMITS[key]
             fit = type(value) is int and low <= value <= high
@@ -114,6 +120,17 @@ def read_config(name: str, values: object, size: int):
             f"with {key}",
         )
     return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def count_classes(names: list[str], config: ClassifierConfig | None) -> None:
+    """Raises Misfit unless a model with this classifier, or none, has so many classes: two, but
+    where it has several outputs and no target."""
+    several = config is not None and config.outputs > 1
+    if several and config.target is not None:
+        _need(0 <= config.target < config.outputs, "the classifier's target", "one of its outputs")
+        several = False
+    count = config.outputs if several else 2
+    _need(len(names) == count, "classes", f"{count} names")
 
 
 @torch.no_grad()

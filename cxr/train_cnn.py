@@ -17,6 +17,7 @@ from cxr.classifier import (
     PERTURBATIONS,
     classifier_metrics,
     likeness_threshold,
+    mean_auroc,
     mean_image,
     predict,
     to_tensor,
@@ -85,7 +86,9 @@ class Trainer:
     def __init__(self, config: Config, data: Dataset, device: torch.device, world: World):
         self.config, self.data, self.device, self.world = config, data, device, world
         torch.manual_seed(config.seed)
-        self.network = Classifier(PRESETS[config.preset].classifier).to(device)
+        outputs = len(data.classes) if len(data.classes) > 2 else 1
+        network = dataclasses.replace(PRESETS[config.preset].classifier, outputs=outputs)
+        self.network = Classifier(network).to(device)
         if config.start:
             start_from(config.start, {"classifier": self.network})
             self.network.temperature.fill_(1.0)
@@ -113,11 +116,11 @@ class Trainer:
         return stale >= self.config.patience * self.config.tick
 
     def report(self) -> dict[str, float]:
-        """AUROC on validation, clean and the mean over the perturbations; the latter decides
-        which weights are kept, since the former saturates."""
+        """AUROC on validation, of several classes their mean, clean and the mean over the
+        perturbations; the latter decides which weights are kept, since the former saturates."""
         images, labels = self.data.pictures("val"), self.data.labels[self.data.rows("val")]
         aurocs = {
-            change: metrics.auroc(predict(self.ema, images, self.device, change), labels)
+            change: mean_auroc(predict(self.ema, images, self.device, change), labels)
             for change in PERTURBATIONS
         }
         robust = float(np.mean(list(aurocs.values())))
@@ -139,13 +142,11 @@ class Trainer:
         rows = self.world.share(torch.from_numpy(rows)).numpy()
         changes = {name: self.world.share(values) for name, values in changes.items()}
         x = augment.apply(to_tensor(self.data.images[rows], self.device), changes)
-        y = torch.from_numpy(self.data.labels[rows]).to(self.device).float()
+        y = torch.from_numpy(self.data.labels[rows]).to(self.device)
         torch.manual_seed(config.seed + step * self.world.size + self.world.rank)  # of dropout
         with self.precision:
             logits = self.network(x)
-        loss = F.binary_cross_entropy_with_logits(
-            logits, y * (1 - config.smoothing) + config.smoothing / 2
-        )
+        loss = cross_entropy(logits, y, config.smoothing)
         self.optimiser.zero_grad()
         loss.backward()
         self.world.average(self.network.parameters())
@@ -156,6 +157,14 @@ class Trainer:
         horizon = min(config.ema, self.progress["images"] / 4)  # short at first
         update_ema(self.ema, self.network, 0.5 ** (config.batch / horizon))
         return {"loss": loss.detach()}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Of two classes' logits [N] or several classes' [N, K], with smoothed labels."""
+    if logits.ndim == 2:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    targets = labels.float() * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, targets)
 
 
 def schedule(done: float) -> float:

@@ -95,11 +95,12 @@ def open_data(config: Config, model: Model) -> Dataset:
     size = model.info.setdefault("size", PRESETS[config.preset].size)
     if size != PRESETS[config.preset].size:
         raise UsageError(f"the classifier sees {size} pixels: choose the preset of that size")
-    classes = model.info.get("classes", [config.negative])
     prepared = size, model.info.setdefault("fit", "crop"), model.info.get("fold", 0)
-    asked = datasets.left_out(model.info, config.data) | config.asked(classes[0])
+    left = datasets.left_out(model.info, config.data)
+    asked = left | config.asked(model.info if "classes" in model.info else None)
     data = datasets.open_dataset(config.data, *prepared, **asked)
-    if model.info.setdefault("classes", list(data.classes)) != list(data.classes):
+    classes = model.info.setdefault("classes", list(data.classes))
+    if classes != list(data.classes):
         told, held = (" and ".join(names) for names in (classes, data.classes))
         raise UsageError(f"the classifier tells {told} apart, the data hold {held}")
     return data

@@ -128,6 +128,20 @@ def test_one_class_against_another_leaves_the_rest_out(tmp_path, capsys):
     assert open_dataset(root, 16, positive="covid").classes == ("normal+other", "covid")
 
 
+def test_many_classes_are_kept_apart_the_healthy_one_first(tmp_path):
+    root = write_folder(tmp_path / "d", sick=3, ill=2, normal=4)
+    data = open_dataset(root, 16, classes="many")
+    assert data.classes == ("normal", "ill", "sick")
+    assert [int((data.labels == place).sum()) for place in range(3)] == [4, 2, 3]
+    assert sum(map(sum, data.counts().values())) == 9
+    with pytest.raises(UsageError, match="each class for itself"):
+        open_dataset(root, 16, classes="many", negative="ill")
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\nd/ill/ill0.png,a\nd/ill/ill1.png,b\nd/sick/sick0.png,a|c\n")
+    with pytest.raises(CxrError, match="sick0.png is of a and c; --classes many needs one"):
+        open_dataset(table, 16, classes="many")
+
+
 def test_fewer_than_two_classes_is_an_error(tmp_path):
     with pytest.raises(CxrError, match="two classes are needed.*NORMAL"):
         open_dataset(write_folder(tmp_path / "d", NORMAL=2), 16)
@@ -413,6 +427,14 @@ def test_batches_are_half_and_half_and_shuffled():
     assert batches[0].dtype == np.int64
     first_place = Counter(int(batch[0] < 100) for batch in batches)
     assert min(first_place.values()) > 10
+
+
+def test_three_classes_share_a_batch():
+    rows = (np.arange(10), np.arange(10, 40), np.arange(40, 47))
+    drawn = np.concatenate([balanced_batch(rows, 16, 1, step) for step in range(21 * 30)])
+    counts = np.bincount(drawn, minlength=47)
+    for own in rows:
+        assert counts[own].sum() == len(drawn) / 3 and np.ptp(counts[own]) <= 1
 
 
 def test_odd_batches_give_the_larger_half_in_turn():

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
-from cxr import checkpoints, datasets, film, train_cnn, train_gan
+from cxr import UsageError, checkpoints, datasets, explain, film, train_cnn, train_gan
+from cxr.evaluation.inputs import Options, open_inputs
+from cxr.training import World
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +95,97 @@ def test_training_stops_when_validation_no_longer_improves(squares, tmp_path, mo
     )
     train_cnn.train(train_cnn.Config(str(squares), images=960, **options), tmp_path / "run")
     assert len(steps) == 4  # two ticks of two steps
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Noise, with a bright square above, below or nowhere, and a CNN of the three classes."""
+    folder, rng = tmp_path_factory.mktemp("three"), np.random.default_rng(0)
+    for name in ("ABOVE", "BELOW", "NORMAL"):
+        (folder / "data" / name).mkdir(parents=True)
+        for number in range(100):
+            picture = rng.normal(100, 20, (32, 32))
+            if name != "NORMAL":
+                row, column = rng.integers(0, 8) + 16 * (name == "BELOW"), rng.integers(4, 20)
+                picture[row : row + 8, column : column + 8] += 60
+            picture = picture.clip(0, 255).astype(np.uint8)
+            film.write_png(folder / "data" / name / f"{name}{number}.png", picture)
+    config = train_cnn.Config(
+        str(folder / "data"), "tiny", batch=32, images=9600, tick=3200, classes="many", device="cpu"
+    )
+    return train_cnn.train(config, folder / "cnn"), folder
+
+
+def test_three_classes_are_told_apart_each_from_the_rest(three):
+    model, folder = three
+    assert model.info["classes"] == ["NORMAL", "ABOVE", "BELOW"]
+    numbers = model.info["metrics"]["classifier"]
+    assert list(numbers) == model.info["classes"]
+    assert all(of_class["auroc"]["value"] > 0.9 for of_class in numbers.values())
+    again = checkpoints.load_model(folder / "cnn" / "model.safetensors")
+    x = torch.zeros(2, 1, 32, 32)
+    assert again.classifier(x).shape == (2, 3)
+    assert torch.equal(again.classifier(x), model.classifier(x))
+
+
+@pytest.mark.parametrize("target", ["ABOVE", "2"])
+def test_a_target_is_answered_for_with_its_log_odds(three, target):
+    model, folder = three
+    aimed = checkpoints.load_classifier(
+        str(folder / "cnn" / "model.safetensors"), 32, target=target
+    )
+    place = 2 if target == "2" else 1
+    x = torch.rand(4, 1, 32, 32) * 2 - 1
+    p = model.classifier(x).softmax(1)[:, place]
+    torch.testing.assert_close(aimed.classifier(x).sigmoid(), p, atol=1e-5, rtol=1e-4)
+    assert aimed.info["target"] == model.info["classes"][place]
+    assert aimed.info["classes"][1] == aimed.info["target"]
+    assert aimed.info["metrics"]["classifier"]["auroc"]["value"] > 0.9
+
+
+def test_the_target_is_asked_for_and_has_to_be_a_class(three, trained):
+    file = str(three[1] / "cnn" / "model.safetensors")
+    with pytest.raises(UsageError, match="NORMAL, ABOVE, BELOW apart: say one with --target"):
+        checkpoints.load_classifier(file, 32)
+    with pytest.raises(UsageError, match="target TB: no such class"):
+        checkpoints.load_classifier(file, 32, target="TB")
+    two = str(trained[1] / "model.safetensors")
+    with pytest.raises(UsageError, match="tells NORMAL from SICK, no more"):
+        checkpoints.load_classifier(two, 32, target="TB")
+    assert checkpoints.load_classifier(two, 32, target="SICK").info["classes"] == ["NORMAL", "SICK"]
+
+
+def test_a_gan_explains_the_target_against_the_rest(three):
+    _, folder = three
+    file = str(folder / "cnn" / "model.safetensors")
+    config = train_gan.Config(
+        str(folder / "data"), file, "tiny", target="BELOW", batch=16, images=32, tick=32
+    )
+    train_gan.train(config, folder / "gan")
+    model = checkpoints.load_model(folder / "gan" / "model.safetensors")
+    assert model.info["classes"] == ["ABOVE+NORMAL", "BELOW"] and model.info["target"] == "BELOW"
+    assert model.classifier.config.target == 2
+    below = next((folder / "data" / "BELOW").iterdir())
+    found = explain.explain(below, model, refine=1)
+    assert found.numbers["classes"] == ["ABOVE+NORMAL", "BELOW"] and found.logit.item() > 0
+    inputs = open_inputs(folder / "gan" / "model.safetensors", folder / "data", Options())
+    assert inputs.data.classes == ("ABOVE+NORMAL", "BELOW")
+    assert inputs.data.labels.sum() == 100
+    with pytest.raises(UsageError, match="own classifier"):  # the same one, aimed alike
+        open_inputs(folder / "gan" / "model.safetensors", folder / "data", Options(oracle=file))
+
+
+def test_a_classifier_of_two_classes_can_begin_one_of_three(three, trained, capsys):
+    start = str(trained[1] / "model.safetensors")
+    config = train_cnn.Config(
+        str(three[1] / "data"), "tiny", start=start, batch=32, images=32, tick=32, classes="many"
+    )
+    trainer = train_cnn.Trainer(
+        config,
+        datasets.open_dataset(config.data, 32, classes="many"),
+        torch.device("cpu"),
+        World("cpu"),
+    )
+    old, new = (n.state_dict() for n in (trained[0].classifier, trainer.network))
+    assert torch.equal(old["trunk.0.weight"], new["trunk.0.weight"])
+    assert new["head.weight"].shape[0] == 3

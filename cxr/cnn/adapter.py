@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxr import CxrError, UsageError
+from cxr.layers import against_rest
 
 IMAGENET = {
     "size": 224,
@@ -166,8 +167,7 @@ class Answer(nn.Module):
         y = y.float()[:, None].flatten(1)  # [N, K]
         chosen = self.column(y)
         if self.output == "logits":
-            rest = torch.cat([y[:, :chosen], y[:, chosen + 1 :]], 1)
-            return y[:, chosen] - rest.logsumexp(1)
+            return against_rest(y, chosen)
         if self.output == "logit":
             return y[:, chosen]
         if (outside := (y[:, chosen] < -SLACK) | (y[:, chosen] > 1 + SLACK)).any():

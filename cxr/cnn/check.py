@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from cxr import attribution, metrics
-from cxr.checkpoints import load_model
+from cxr.checkpoints import load_classifier, load_model
 from cxr.classifier import predict, to_tensor
 from cxr.cnn import contract, memory, own
 from cxr.cnn.adapter import Resize
+from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset, open_dataset
 from cxr.device import prepare
 from cxr.explain import default_model
@@ -43,7 +44,9 @@ def check_cnn(
     if own.is_own(spec):
         network, form = own.load(spec, size, device, target, classifier_input), own.form(spec)
     else:
-        network, form = load_model(spec, device).classifier, "a model file: no code"
+        model = load_classifier(spec, size, device, target, classifier_input)
+        network, form = model.classifier, "a model file: no code"
+        reading = Reading(**reading).asked(model.info)
     dataset = data and open_dataset(data, size, **reading)
     x = _images(dataset, size, device)
     checks, auroc, numbers = contract.breaches(network, x), None, {}

@@ -21,7 +21,7 @@ LONGEST = 60  # characters of several classes' names together
 
 class Item(NamedTuple):
     path: str
-    label: int  # 1 is diseased
+    label: int  # the class's place
     patient: str
     split: str
     source: str | None = None
@@ -30,11 +30,11 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """items: one per image; classes: the healthy and the diseased one's name; rule: how the splits
-    were made."""
+    """items: one per image; classes: the healthy and the diseased one's name, or each one's; rule:
+    how the splits were made."""
 
     items: list[Item]
-    classes: tuple[str, str]
+    classes: tuple[str, ...]
     rule: str
 
 
@@ -167,9 +167,12 @@ def _split_by_path(rows: Sequence[Row]) -> list[Row]:
 
 def _classify(
     data: Path, rows: Sequence[Row], reading: Reading
-) -> tuple[tuple[str, str], list[int | None]]:
-    """The names of the two classes, and each row's label: 1 diseased, 0 healthy, None left out."""
+) -> tuple[tuple[str, ...], list[int | None]]:
+    """The names of the classes, and each row's label: of two, 1 is diseased, 0 healthy; None is left
+    out."""
     counts = Counter(name for row in rows for name in row.findings or ())
+    if reading.classes == "many":
+        return _each_class(data, rows, reading, counts)
     positive, negative = (_known(data, reading, o, counts) for o in ("positive", "negative"))
     if positive is None and negative is None:
         negative, positive = _two_classes(data, rows, counts)
@@ -182,9 +185,9 @@ def _classify(
         kind = "healthy" if 0 not in labels else "diseased"
         raise CxrError(f"{data}: two classes are needed, and no image is {kind}; {_have(counts)}")
     used = {name for row, l in zip(rows, labels) if l == 0 for name in row.findings}
-    negative = negative or _joined(used, f"no {positive}")
+    negative = negative or joined(used, f"no {positive}")
     used = {name for row, l in zip(rows, labels) if l == 1 for name in row.findings} - {negative}
-    return (negative, positive or _joined(used, f"not {negative}")), labels
+    return (negative, positive or joined(used, f"not {negative}")), labels
 
 
 def _known(data: Path, reading: Reading, option: str, counts: Counter[str]) -> str | None:
@@ -204,14 +207,41 @@ def _two_classes(data: Path, rows: Sequence[Row], counts: Counter[str]) -> tuple
     if len(counts) > 2:
         raise UsageError(
             f"{data} has {len(counts):,} classes: {_counted(counts)}; say --negative CLASS for the "
-            "healthy one against all others, or --positive CLASS for the diseased one"
+            "healthy one against all others, --positive CLASS for the diseased one, or train a "
+            "classifier of them all with `train-cnn --classes many`"
         )
     if both := next((row.name for row in rows if len(row.findings or ()) > 1), None):
         raise CxrError(f"{data}: {both} is of both classes, {' and '.join(sorted(counts))}")
-    healthy = [n for n in counts if re.sub(r"[\W_]", "", n).lower() in NEGATIVE_NAMES]
+    healthy = [name for name in counts if _sounds_healthy(name)]
     if len(healthy) != 1:
         raise UsageError(f"{data}: which class is healthy? Say --negative CLASS; {_have(counts)}")
     return healthy[0], next(name for name in counts if name != healthy[0])
+
+
+def _each_class(
+    data: Path, rows: Sequence[Row], reading: Reading, counts: Counter[str]
+) -> tuple[tuple[str, ...], list[int | None]]:
+    """All classes, one that sounds healthy first, and each row's."""
+    if reading.negative or reading.positive:
+        raise UsageError(
+            "--classes many takes each class for itself: leave --negative and --positive out"
+        )
+    if len(counts) < 3:
+        raise UsageError(f"--classes many: {data} does not hold three classes; {_have(counts)}")
+    told = [row for row in rows if row.findings is not None]
+    if both := next((row for row in told if len(row.findings) != 1), None):
+        shows = " and ".join(sorted(both.findings)) or "no class"
+        raise CxrError(
+            f"{data}: {both.name} is of {shows}; --classes many needs one for each image"
+        )
+    names = sorted(counts, key=lambda name: (not _sounds_healthy(name), name))
+    labels = [None if row.findings is None else names.index(*row.findings) for row in rows]
+    _report_left_out(data, rows, labels)
+    return tuple(names), labels
+
+
+def _sounds_healthy(name: str) -> bool:
+    return re.sub(r"[\W_]", "", name).lower() in NEGATIVE_NAMES
 
 
 def _label(findings: frozenset[str] | None, positive: str | None, negative: str | None):
@@ -247,7 +277,7 @@ def _counted(counts: Counter[str]) -> str:
     return console.listed([f"{name[:60]} ({n:,})" for name, n in counts.most_common()])
 
 
-def _joined(names: set[str], short: str) -> str:
+def joined(names: set[str], short: str) -> str:
     """The names with `+` between them, or what is short."""
     whole = "+".join(sorted(names))
     return whole if 0 < len(whole) <= LONGEST else short

@@ -69,7 +69,7 @@ class Reading:
     """How a data set is read.
 
     negative, positive: the names of the healthy and of the diseased class; one is enough: all else
-    is the other. path_column, label_column, patient_column: of a table, where their names do not
+    is the other; classes: "many", each class for itself. path_column, label_column, patient_column: of a table, where their names do not
     say it; patient_pattern: a regular expression, as of `tell_patients`; leave_out: SOURCE or
     scanner of a table, as `source=NAME`, whose patients are all in the test split.
     """
@@ -81,12 +81,15 @@ class Reading:
     patient_column: str | None = None
     patient_pattern: str | None = None
     leave_out: str | None = None
+    classes: str | None = None
 
-    def asked(self, healthy: str | None = None) -> dict[str, str]:
-        """The options that were given, by name; `healthy` where neither class was named."""
+    def asked(self, info: dict | None = None) -> dict[str, str]:
+        """The options that were given, by name; where they name no class, those of a model's `info`:
+        its target against the rest, else its healthy class against all others."""
         named = {field.name: getattr(self, field.name) for field in fields(Reading)}
-        if self.positive is None:
-            named["negative"] = self.negative or healthy
+        if info and self.positive is None and self.negative is None:
+            target = info.get("target")
+            named |= {"positive": target} if target else {"negative": info["classes"][0]}
         return {name: value for name, value in named.items() if value is not None}
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from cxr import UsageError
 from cxr.checkpoints import Model, load_model, with_discriminator
 from cxr.classifier import to_tensor
+from cxr.cnn.own import is_own
 from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset, left_out, open_dataset
 from cxr.device import prepare
@@ -120,7 +121,7 @@ def _open_data(model: Model, data: str | Path, options: Options) -> Dataset:
     """The data set, prepared as the model's training images were."""
     info = model.info
     prepared = info["size"], info["fit"], info.get("fold", 0)
-    asked = left_out(info, data) | options.asked(info["classes"][0])
+    asked = left_out(info, data) | options.asked(info)
     dataset = open_dataset(data, *prepared, **asked)
     named = options.negative or options.positive
     if not named and dataset.classes != tuple(info["classes"]):
@@ -144,7 +145,8 @@ def same_patients(option: str, fold: int | None, model: Model) -> None:
 
 def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) -> nn.Module:
     """The independent classifier. Raises UsageError if it cannot judge this model."""
-    other = second_classifier(spec, model, "--oracle")
+    target = None if is_own(spec) else model.info.get("target")
+    other = second_classifier(spec, model, "--oracle", target)
     same_patients("--oracle", other.info.get("fold"), model)
     with torch.no_grad():
         x = to_tensor(data.images[:8], device)

@@ -163,7 +163,9 @@ def test_an_input_that_cannot_be_read_says_how_it_is_written(text):
 
 
 def test_options_of_a_users_own_are_refused_for_a_model_file(model_file):
-    with pytest.raises(UsageError, match="are for a CNN of your own"):
+    with pytest.raises(UsageError, match="is for a CNN of your own"):
+        checkpoints.load_classifier(str(model_file), 32, classifier_input="imagenet")
+    with pytest.raises(UsageError, match="tells NORMAL from SICK, no more"):
         checkpoints.load_classifier(str(model_file), 32, target="COVID")
 
 

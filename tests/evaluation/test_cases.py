@@ -182,9 +182,10 @@ def test_without_a_mask_the_lungs_are_found(judged, monkeypatch):
     own, row, e = judged
     bare = dataclasses.replace(own, lungs={})
     half = torch.arange(32).expand(1, 1, 32, 32) < 16
+    e = dataclasses.replace(e, lung=half)
     monkeypatch.setattr(cases.lungs, "find", lambda x: half.expand_as(x))
     assert np.array_equal(bare.lung(e, row), half[0, 0].numpy())
     assert bare.disentanglement(e, row)["disentanglement", "lung_overlap"] == 1
-    monkeypatch.setattr(cases.lungs, "find", lambda x: torch.zeros_like(x, dtype=torch.bool))
+    e = dataclasses.replace(e, lung=torch.zeros_like(half))
     assert bare.lung(e, row) is None
     assert "outside_lung" not in {name for _, name in bare.counterfactual(e, row)}
