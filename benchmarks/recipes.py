@@ -1,0 +1,56 @@
+"""The recipes of docs/own-cnn.md as a user meets them: lines to write, what `check-cnn` says, seconds
+and memory of an explanation with the GAN that ships. Random weights, so not to be believed.
+
+    python benchmarks/recipes.py [OUT.md]
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CXRGAN = [sys.executable, str(ROOT / "cxrgan.py")]
+
+
+def main(out: str | None) -> None:
+    text = (ROOT / "docs" / "own-cnn.md").read_text()
+    recipes = re.findall(r"### (\w+)\n\n```python\n(.*?)```", text, re.DOTALL)
+    lines = ["| recipe | lines | `check-cnn` | seconds | memory |", "|---|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder:
+        own = run("its own", folder, [])
+        lines.append(f"| the model's own | 0 | | {own} |")
+        for name, code in recipes:
+            path = Path(folder) / f"{name}.py"
+            path.write_text(code)
+            written = sum(bool(line.strip()) and "#" not in line for line in code.splitlines())
+            spec = ["--classifier", f"{path}:net"]
+            checked = subprocess.run(
+                [*CXRGAN, "check-cnn", spec[1]], capture_output=True, text=True, check=False
+            )
+            said = "6 of 6 pass" if checked.returncode == 0 else checked.stderr.strip()
+            lines.append(f"| {name} | {written} | {said} | {run(name, folder, spec)} |")
+    table = "\n".join(lines)
+    print(table)
+    if out:
+        Path(out).write_text(table + "\n")
+
+
+def run(name: str, folder: str, options: list[str]) -> str:
+    """Seconds and memory of `explain` as two cells."""
+    command = [*CXRGAN, "explain", *options, "--force", "--film", "none", "--out", folder + "/x"]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    error = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        return f"{error.decode().strip().splitlines()[-1]} | "
+    return f"{seconds:.1f} s | {usage.ru_maxrss / 2**20:.1f} GB"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else None)
