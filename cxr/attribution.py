@@ -89,24 +89,36 @@ def last_convolution(classifier: nn.Module, x: Tensor) -> nn.Module:
     """The last convolution to run whose output has more than one pixel, found by running x[:1].
 
     A convolution is a module with a 4-D `weight` and a 4-D output, whatever its class.
-    x: [N, 1, R, R] in [-1, 1]. Raises CxrError if the classifier has none.
+    x: [N, 1, R, R] in [-1, 1]. Raises CxrError if the classifier has none, or none but in the first
+    half of its layers, as a vision transformer, whose last map says little of the answer.
     """
-    convolutions = []
+    ran, last = 0, None  # layers with weights, in the order in which they run
 
     def note(module, inputs, output):
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
-            convolutions.append(module)
+        nonlocal ran, last
+        ran += 1
+        is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1
+        if module.weight.ndim == 4 and is_map:
+            last = ran, module
 
     with torch.no_grad(), ExitStack() as hooks:
         for module in classifier.modules():
             if isinstance(module, torch.jit.ScriptModule):  # which takes no hook
                 continue
-            if getattr(getattr(module, "weight", None), "ndim", 0) == 4:
+            if isinstance(getattr(module, "weight", None), Tensor):
                 hooks.enter_context(module.register_forward_hook(note))
         classifier(x[:1])
-    if not convolutions:
-        raise CxrError("Grad-CAM: this classifier has no convolution that puts out a map")
-    return convolutions[-1]
+    if last is None:
+        raise CxrError(
+            "Grad-CAM: this classifier has no convolution that puts out a map, or, as a file of "
+            "TorchScript or torch.export, lets no one see it"
+        )
+    if last[0] < ran / 2:
+        raise CxrError(
+            f"Grad-CAM: the last convolution is layer {last[0]} of {ran}; what the others make of its "
+            "map, Grad-CAM does not see"
+        )
+    return last[1]
 
 
 def integrated_gradients(

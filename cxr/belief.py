@@ -99,4 +99,4 @@ def doubts(numbers: dict, model: Model) -> list[str]:
             "another classifier than the one that the GAN was trained for is explained: the dose "
             "axis is the GAN's"
         )
-    return lines
+    return lines + [f"a map is missing: {why}" for why in numbers["missing_maps"]]

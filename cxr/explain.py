@@ -76,14 +76,14 @@ def explain(
         lung = lungs.find(x)
         region = _region(lung, within)
     with timer("gradient"), exactly():
-        logit, plain_maps = at_image(x, model)
+        logit, plain_maps, missing = at_image(x, model)
     traversal = traverse(x, lung, logit, model, frames, restarts, refine, seed, timer, region)
     with timer("heat_maps"), exactly():
         maps, error = heat_maps(traversal, model, plain_maps)
     with timer("measure"):
         named = str(image) if isinstance(image, (str, Path)) else None
         numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
-        numbers["within"] = within
+        numbers |= {"within": within, "missing_maps": missing}
         numbers["pixel_spacing"] = images.pixel_spacing(image) if named else None
         numbers |= verdict(numbers, model)
     return Explanation(**vars(traversal), maps=maps, numbers=numbers)
@@ -282,20 +282,22 @@ def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
     return to_tensor(images.load(image, size, fit)[None], device)
 
 
-def at_image(x: Tensor, model: Model) -> tuple[Tensor, dict[str, Tensor]]:
-    """The classifier's logit [1] on an image [1, 1, R, R], and the maps [R, R] that need this image
-    alone: the gradient and, if the classifier has a convolution, Grad-CAM."""
-    classifier, layer = model.classifier, None
+def at_image(x: Tensor, model: Model) -> tuple[Tensor, dict[str, Tensor], list[str]]:
+    """The classifier's logit [1] on an image [1, 1, R, R], the maps [R, R] that need this image
+    alone, the gradient and, where the classifier allows it, Grad-CAM; and why one is missing."""
+    classifier, layer, missing = model.classifier, None, []
     if isinstance(classifier, Classifier):
         layer = classifier.trunk  # its output is pooled into the logit
     else:
-        with contextlib.suppress(CxrError):  # a user's own classifier may have no convolution
+        try:
             layer = attribution.last_convolution(classifier, x)
+        except CxrError as error:
+            missing.append(str(error))
     logit, slope, cam = attribution.gradient_and_grad_cam(classifier, x, layer)
     maps = {"gradient": slope[0]}
     if cam is not None:
         maps["grad_cam"] = cam[0]
-    return logit, maps
+    return logit, maps, missing
 
 
 def heat_maps(

@@ -218,6 +218,14 @@ def test_grad_cam_without_a_convolution_says_so(x):
         attribution.grad_cam(Formula(lambda v: v.sum(1)), x)
 
 
+def test_a_convolution_that_only_begins_a_transformer_has_no_grad_cam(x):
+    patches = nn.Sequential(nn.Conv2d(1, 4, 4, 4), nn.Flatten(2))
+    mixers = [nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64)) for _ in range(2)]
+    net = nn.Sequential(patches, *mixers, nn.Flatten(), nn.Linear(256, 1), nn.Flatten(0))
+    with pytest.raises(CxrError, match="the last convolution is layer 1 of 6"):
+        attribution.grad_cam(net, torch.zeros(1, 1, 32, 32))
+
+
 def test_grad_cam_of_a_layer_that_does_not_matter_says_so(cnn, x):
     cnn.unused = nn.Conv2d(1, 1, 3)
     with pytest.raises(CxrError, match="does not depend"):

@@ -38,6 +38,13 @@ class Brightness(torch.nn.Module):
         return self.gain * (self.conv(x).mean((1, 2, 3)) - self.threshold)
 
 
+class Scale(torch.nn.Module):
+    """A classifier without a convolution."""
+
+    def forward(self, x):
+        return 8 * x.mean((1, 2, 3))
+
+
 @pytest.fixture
 def bright(model):
     """The untrained tiny model, with the classifier whose truth is known."""
@@ -331,3 +338,13 @@ def test_without_lungs_nothing_can_be_bounded_by_them(bright, image, monkeypatch
         explain.explain(image, bright, refine=0, within="lungs")
     found = explain.explain(image, bright, refine=0).numbers["counterfactual"]
     assert found["outside_lung"] is None and found["outside_lung_overlaid"] is None
+
+
+def test_a_missing_grad_cam_is_told_with_its_reason(bright, image):
+    bright.networks["classifier"] = Scale()
+    e = explain.explain(image, bright, **QUICK)
+    assert "grad_cam" not in e.maps
+    assert any("a map is missing: Grad-CAM: this classifier has no conv" in w for w in e.warnings)
+    bright.networks["classifier"] = Brightness().requires_grad_(False)
+    e = explain.explain(image, bright, **QUICK)
+    assert "grad_cam" in e.maps and e.numbers["missing_maps"] == []
