@@ -311,7 +311,7 @@ def sample_command(model: str | None, out: str, images: int, seed: int, device: 
     from cxr.device import prepare
 
     loaded = load_model(model or explain.default_model(), prepare(device))
-    film.write_png(out, film.grid(sampling.lungs(loaded.generator, images, seed)))
+    film.write_png(out, film.grid(sampling.lungs(loaded.generator, images, seed), sampling.HEADS))
     doses = ", ".join(f"{dose:g}" for dose in sampling.DOSES)
     console.table(out, ("sheet", ""), [("rows", f"{images} lungs"), ("columns: doses", doses)])
 

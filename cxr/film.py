@@ -309,13 +309,17 @@ def _indexed(frames: Sequence[np.ndarray]) -> list[Image.Image]:
     return images
 
 
-def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:
-    """Images uint8 [rows, columns, R, R] -> one sheet uint8, `gap` grey pixels between them."""
-    rows, columns, side, _ = images.shape
-    step = side + gap
-    sheet = np.full((rows * step - gap, columns * step - gap), 64, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * step, column * step
-            sheet[top : top + side, left : left + side] = images[row, column]
-    return sheet
+def grid(images: np.ndarray, heads: Sequence[str]) -> np.ndarray:
+    """Images uint8 [rows, columns, R, R] -> one sheet uint8 [H, W, 3] with a head over each column;
+    each is enlarged by a whole number to 128 pixels or more, so that all of its pixels stay alike."""
+    rows, columns, size, _ = images.shape
+    times = -(-128 // size)
+    step = size * times + 2
+    canvas = Canvas(columns * step - 2, rows * step - 2 + LINE)
+    for column, head in enumerate(heads):
+        middle = column * step + step / 2 - 1
+        canvas.text(middle, LINE / 2, head, 13, TEXT, "mm", width=step - 6)
+        for row in range(rows):
+            tile = images[row, column].repeat(times * FINE, 0).repeat(times * FINE, 1)
+            canvas.picture(column * step, LINE + row * step, tile[..., None].repeat(3, 2))
+    return canvas.array()

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxr.classifier import useless
 from cxr.report import fill
-from cxr.sampling import DOSES
 
 TRAINED = {"train-cnn": "the classifier", "train-gan": "the GAN"}
 
@@ -103,12 +103,26 @@ GROUPS = {
             "Training images seen in a second."),
     ),
 }
-# fmt: on
 OTHER = "More columns of the log"
+TESTED = {
+    "auroc": ("AUROC", "chance that an image of this class gets a higher logit than another"),
+    "accuracy": ("accuracy", "share of the images called right"),
+    "sensitivity": ("sensitivity", "share of the images of this class that are called so"),
+    "specificity": ("specificity", "share of the other images that are not"),
+    "ece": ("calibration error", "how far its probabilities are from the shares that are right"),
+    "auroc_gamma": ("AUROC, gamma 0.7", "of the images made brighter"),
+    "auroc_blur": ("AUROC, blurred", "of the images blurred over 5 x 5 pixels"),
+    "auroc_crop": ("AUROC, cropped", "of their inner 90%"),
+    "auroc_noise": ("AUROC, noise", "of the images with noise, 5% of the range"),
+}
+# fmt: on
 
 
-def page(folder: str | Path, command: str, config: dict) -> str:
-    """The HTML of a run folder; `command` is `train-cnn` or `train-gan`, `config` its options.
+def page(
+    folder: str | Path, command: str, config: dict, tested: dict[str, dict] | None = None
+) -> str:
+    """The HTML of a run folder; `command` is `train-cnn` or `train-gan`, `config` its options;
+    tested: the metrics on held-out patients, {class: {name: {value, low, high, n}}}, at the end.
 
     Lines of the log that cannot be read are counted, and what is no finite number is left out of
     its curve. Raises OSError if the log is there but cannot be read.
@@ -118,6 +132,11 @@ def page(folder: str | Path, command: str, config: dict) -> str:
     warnings = (
         [f"{damaged} line{'s' * (damaged > 1)} of log.jsonl cannot be read"] if damaged else []
     )
+    warnings += [
+        f"for {name}, this classifier is useless: {why}"
+        for name, numbers in (tested or {}).items()
+        if (why := useless(numbers))
+    ]
     share = min(seen / config["images"], 1) if config["images"] else 1
     facts = {
         "sentence": f"Training of {TRAINED[command]}: {seen:,} of {config['images']:,} images seen",
@@ -126,12 +145,30 @@ def page(folder: str | Path, command: str, config: dict) -> str:
         "first": f"{min(config['tick'], config['images']):,}",
         "warnings": warnings,
         "images": [row["images"] for row in rows],
+        "tested": tested and _tested(tested),
         "groups": list(_groups(rows)),
-        "doses": [f"{dose:g}" for dose in DOSES],
         "sheets": _sheets(Path(folder) / "samples", seen),
         "options": [(name, str(value)) for name, value in config.items() if value is not None],
     }
     return fill("run", facts)
+
+
+def _tested(tested: dict[str, dict]) -> dict:
+    """The table of the metrics on held-out patients: the heads of its columns, and its rows."""
+    first = next(iter(tested.values()))["auroc"]
+    rows = [
+        [title, *(_interval(numbers[key]) for numbers in tested.values()), about]
+        for key, (title, about) in TESTED.items()
+    ]
+    return {"heads": [f"{first['n']:,} images", *tested, "what it is"], "rows": rows}
+
+
+def _interval(figure: dict) -> str:
+    value, low, high = (
+        "-" if (v := figure[name]) is None or math.isnan(v) else f"{v:.3f}"
+        for name in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
 
 
 def _rows(path: Path) -> tuple[list[dict], int]:

@@ -14,6 +14,7 @@ from cxr.device import rng
 from cxr.networks import Generator
 
 DOSES = (0.0, 0.25, 0.5, 0.75, 1.0)
+HEADS = tuple(f"disease {dose:g}" for dose in DOSES)  # of a sheet's columns
 
 
 def draw_codes(G: Generator, n: int, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -75,14 +76,16 @@ def measure_inversions(model: Model, x: Tensor, labels: Tensor) -> dict[str, flo
 
 @torch.no_grad()
 def sheet(model: Model, originals: Tensor, seed: int = 0) -> np.ndarray:
-    """A uint8 sheet with a row for each of `originals` [n, 1, R, R]: a random structure at all
-    doses, then the original, its reconstruction, and the reconstruction at dose 0."""
+    """A sheet uint8 [H, W, 3] with a row for each of `originals` [n, 1, R, R]: a random structure at
+    all doses, then the original, its reconstruction, and the reconstruction at dose 0."""
     drawn = walk(model.generator, *draw_codes(model.generator, len(originals), seed))
     w1, z2 = model.encoder(originals)
     noise = model.generator.noise(len(originals), rng(1))
     parts = [originals] + [model.generator(w1, z, noise) for z in (z2, torch.zeros_like(z2))]
     rows = torch.cat([drawn, torch.stack(parts, 1)], 1)[:, :, 0]  # [n, doses + 3, R, R]
-    return film.grid(to_uint8(rows))
+    return film.grid(
+        to_uint8(rows), [*HEADS, "a real image", "drawn by the GAN", "drawn, disease 0"]
+    )
 
 
 @torch.no_grad()

@@ -207,12 +207,13 @@ class Run:
         if self.world.first:
             append_text(self.folder / "log.jsonl", json.dumps(row) + "\n")
 
-    def show(self, command: str) -> None:
-        """Write the page of the run. If it cannot be written, as on a full disk, a warning says so,
-        and training goes on."""
+    def show(self, command: str, tested: dict[str, dict] | None = None) -> None:
+        """Write the page of the run; tested: what `runpage.page` shows at the end. If it cannot be
+        written, as on a full disk, a warning says so, and training goes on."""
         if self.world.first:
             try:
-                write_text(self.page, runpage.page(self.folder, command, asdict(self.config)))
+                html = runpage.page(self.folder, command, asdict(self.config), tested)
+                write_text(self.page, html)
             except (CxrError, OSError) as error:
                 console.warn(f"the page was not written: {error}")
 

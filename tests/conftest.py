@@ -114,6 +114,7 @@ def visit():
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(program))
+    driver.implicitly_wait(5)  # for what a page makes a moment after a click
 
     def opened(path):
         driver.get(path.as_uri())

@@ -553,12 +553,21 @@ def test_writing_where_there_is_no_folder_says_so(tmp_path, place):
         film.write_png(tmp_path / place, RAMP)
 
 
-def test_grid_lays_rows_and_columns_with_a_gap():
+def test_grid_lays_rows_and_columns_with_a_gap_below_their_heads():
     tiles = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1) * 40 + np.zeros((1, 1, 8, 8), np.uint8)
-    sheet = film.grid(tiles)
-    assert sheet.shape == (18, 28) and sheet.dtype == np.uint8
-    assert (sheet[10:, 20:] == 200).all() and (sheet[:8, :8] == 0).all()
-    assert (sheet[8:10] == 64).all() and (sheet[:, 8:10] == 64).all()
+    sheet = film.grid(tiles, ("one", "", "three"))
+    assert sheet.shape == (24 + 2 * 130 - 2, 3 * 130 - 2, 3) and sheet.dtype == np.uint8
+    assert (sheet[24 + 130 :, 260:] == 200).all() and (sheet[24 : 24 + 128, :128] == 0).all()
+    words = (sheet[:24] > 200).any((0, 2))
+    assert words[:128].any() and words[260:].any() and not words[128:260].any()
+
+
+def test_the_pixels_of_a_grid_stay_as_they_are():
+    tile = np.random.default_rng(0).integers(0, 255, (1, 1, 64, 64), dtype=np.uint8)
+    sheet = film.grid(tile, ("",))[24:, :, 0]
+    assert np.array_equal(sheet[::2, ::2], tile[0, 0]) and np.array_equal(
+        sheet[1::2, 1::2], tile[0, 0]
+    )
 
 
 def test_a_device_or_folder_is_never_replaced(tmp_path):

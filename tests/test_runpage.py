@@ -171,3 +171,28 @@ def test_in_a_browser_a_gap_is_no_line_and_all_numbers_are_there(visit, folder):
     cells = browser.find_elements("css selector", "#rows tr:nth-child(2) td")
     assert [cell.text for cell in cells] == ["64", "-", "-", "-", "-"]
     assert browser.get_log("browser") == []
+
+
+def figures(**values):
+    figure = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 40}
+    return {name: figure | values.get(name, {}) for name in runpage.TESTED}
+
+
+def test_the_classifiers_figures_stand_on_its_page_when_it_is_trained(folder):
+    assert told(runpage.page(folder, "train-cnn", CONFIG))["tested"] is None
+    useless = figures(auroc={"value": 0.55, "low": 0.4})
+    html = runpage.page(folder, "train-cnn", CONFIG, {"SICK": figures(), EVIL: useless})
+    table = told(html)["tested"]
+    assert table["heads"] == ["40 images", "SICK", EVIL, "what it is"]
+    assert table["rows"][0][:3] == ["AUROC", "0.900 (0.800 to 0.950)", "0.550 (0.400 to 0.950)"]
+    assert len(table["rows"]) == len(runpage.TESTED)
+    (warning,) = told(html)["warnings"]
+    assert "this classifier is useless: its AUROC of 0.55 may be chance" in warning
+
+
+def test_train_cnn_ends_with_its_figures_on_the_page(tmp_path, xrays):
+    config = train_cnn.Config(str(xrays), "tiny", batch=16, images=32, tick=32, device="cpu")
+    model = train_cnn.train(config, tmp_path / "run")
+    table = told((tmp_path / "run" / "index.html").read_text())["tested"]
+    value = model.info["metrics"]["classifier"]["auroc"]["value"]
+    assert table["heads"][1] == "SICK" and table["rows"][0][1].startswith(f"{value:.3f} (")

@@ -46,4 +46,6 @@ def test_inversions_are_measured_on_diseased_images_set_to_healthy(model):
 
 def test_a_sheet_shows_doses_and_inversions_side_by_side(model):
     sheet = sampling.sheet(model, torch.zeros(4, 1, 32, 32))
-    assert sheet.dtype == np.uint8 and sheet.shape == (4 * 34 - 2, 8 * 34 - 2)
+    assert sheet.dtype == np.uint8 and sheet.shape == (4 * 130 - 2 + 24, 8 * 130 - 2, 3)
+    words = (sheet[:24] > 200).any((0, 2))
+    assert all(words[column * 130 : column * 130 + 128].any() for column in range(8))

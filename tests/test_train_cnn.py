@@ -81,7 +81,8 @@ def test_the_rate_warms_up_and_falls_to_nothing():
 
 def test_training_stops_when_validation_no_longer_improves(squares, tmp_path, monkeypatch):
     monkeypatch.setattr(train_cnn.metrics, "auroc", lambda scores, labels: 0.5)
-    monkeypatch.setattr(train_cnn.metrics, "bootstrap", lambda *a, **k: {})
+    numbers = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 30}
+    monkeypatch.setattr(train_cnn.metrics, "bootstrap", lambda *a, **k: numbers)
     steps = []
     step = train_cnn.Trainer.step
     monkeypatch.setattr(train_cnn.Trainer, "step", lambda self: steps.append(1) or step(self))

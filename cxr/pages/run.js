@@ -52,11 +52,16 @@ function groups() {
   }
 }
 
+function tested() {
+  by("tested").hidden = !data.tested;
+  if (!data.tested) return;
+  by("figures").append(line(data.tested.heads, "th"), ...data.tested.rows.map((cells) => line(cells)));
+}
+
 function film() {
   const sheets = data.sheets, slider = by("when");
   by("film").hidden = !sheets.length;
   if (!sheets.length) return;
-  by("amounts").append(...data.doses.map((dose) => make("span", dose)), make("span"), make("span"), make("span"));
   slider.max = sheets.length - 1;
   const to = (place) => {
     const at = Math.max(0, Math.min(sheets.length - 1, place)), { images, file } = sheets[at];
@@ -87,7 +92,7 @@ function all() {
 text("sentence", data.sentence); text("folder", data.folder); text("first", data.first);
 by("share").value = data.share; by("nothing").hidden = data.images.length > 0; by("all").hidden = !data.images.length;
 warn(data.warnings);
-groups(); film();
+tested(); groups(); film();
 by("all").addEventListener("toggle", all);
 by("options").append(...data.options.map((cells) => line(cells)));
 document.body.dataset.ready = "yes";
