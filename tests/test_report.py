@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from cxr import explain, report
+from cxr import canvas, explain, film, report
 
 EVIL = "</script><img src=x onerror=document.title='broken'>.png"
 NAME = EVIL.rpartition("/")[2]
@@ -178,3 +178,47 @@ def test_the_table_of_all_sorts_filters_and_is_walked_by_keys(visit, many):
     browser.find_element("id", "filter").send_keys("s")
     widths = browser.execute_script("return [...document.images].map((i) => i.naturalWidth)")
     assert set(widths) == {192} and browser.get_log("browser") == []
+
+
+def luminance(colour):
+    """The relative luminance of an RGB colour of 0 to 255 (WCAG 2.2)."""
+    shares = [c / 255 for c in colour]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b):
+    lighter, darker = sorted((luminance(a), luminance(b)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def schemes():
+    """The colours of the pages' style by name: in light, in the dark, and in print."""
+    found = []
+    for block in re.findall(r":root \{([^}]*)\}", (report.PAGES / "style.css").read_text()):
+        pairs = re.findall(r"--(\w+): #([0-9a-f]{3,6});", block)
+        wide = {
+            name: "".join(c * (2 if len(hex_) == 3 else 1) for c in hex_) for name, hex_ in pairs
+        }
+        found.append({n: tuple(bytes.fromhex(h)) for n, h in wide.items()})
+    return found
+
+
+def test_the_contrast_is_known_where_it_is_known():
+    assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+    assert contrast((119, 119, 119), (255, 255, 255)) == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("scheme", schemes(), ids=["light", "dark", "print"])
+@pytest.mark.parametrize("name", ["ink", "soft", "blue", "orange", "alarm"])
+def test_words_and_curves_stand_out_from_the_page(scheme, name):
+    assert contrast(scheme[name], scheme["paper"]) >= 4.5  # WCAG AA; curves would need 3
+
+
+def test_words_and_curves_stand_out_in_film_panel_and_sheet():
+    for ground in (canvas.BACKGROUND, canvas.SURFACE):
+        assert all(contrast(words, ground) >= 4.5 for words in (canvas.TEXT, canvas.MUTED))
+        assert all(contrast(c, ground) >= 3 for c in (film.HEALTHY, film.DISEASED, film.GLOW))
+    assert contrast((255, 255, 255), canvas.ALARM) >= 4.5
+    banner = re.search(r"#banner \{ background: #(\w+);", (report.PAGES / "style.css").read_text())
+    assert contrast((255, 255, 255), bytes.fromhex("".join(c * 2 for c in banner[1]))) >= 4.5
