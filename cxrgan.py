@@ -38,7 +38,7 @@ from cxr.options import (
     within_option,
 )
 
-__all__ = ["IMAGENET", "Explanation", "adapt", "explain", "load_model", "sample"]  # noqa: F822
+__all__ = ["IMAGENET", "CxrError", "Explanation", "adapt", "explain", "load_model", "sample"]  # noqa: F822
 
 
 def __getattr__(name: str):

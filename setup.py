@@ -64,6 +64,7 @@ setup(
             "pyjpegls",
         ],
         "plots": ["matplotlib>=3.7"],
+        "notebooks": ["jupyter", "matplotlib>=3.7", "torchvision"],
     },
     entry_points={"console_scripts": ["cxrgan=cxrgan:main"]},
     py_modules=["cxrgan"],

@@ -15,7 +15,7 @@ from cxr.checkpoints import Model, load_model
 from cxr.cnn.adapter import IMAGENET, Adapted, adapt
 from cxr.explanation import Explanation
 
-__all__ = ["IMAGENET", "Explanation", "adapt", "explain", "load_model", "sample"]
+__all__ = ["IMAGENET", "CxrError", "Explanation", "adapt", "explain", "load_model", "sample"]
 
 OneImage: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 ADAPTS = ("size", "channels", "mean", "std", "value_range", "output", "target", "classes")

@@ -41,6 +41,18 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def compiled_operators():
+    """A torchvision that was built for GPUs cannot load its detection operators beside a torch for
+    CPUs, and cannot be imported without them; no classifier needs them."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name) and torch.version.cuda is None:
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield
+    del library
+
+
+@pytest.fixture(scope="session")
 def xrays(tmp_path_factory):
     """A folder of 60 healthy and 60 diseased pictures, the latter brighter; one file a patient."""
     folder, rng = tmp_path_factory.mktemp("xrays"), np.random.default_rng(0)

@@ -14,22 +14,11 @@ PACKAGES = {"torchvision": "torchvision", "timm": "timm", "MONAI": "monai"}
 PACKAGES["TorchXRayVision"] = "torchxrayvision"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_operators():
-    """A torchvision that was built for GPUs cannot load its detection operators beside a torch for
-    CPUs, and cannot be imported without them; no classifier needs them."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name) and torch.version.cuda is None:
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield
-    del library
-
-
 def test_every_recipe_names_a_package():
     assert set(RECIPES) == set(PACKAGES)
 
 
+@pytest.mark.usefixtures("compiled_operators")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_keeps_to_the_contract(name, tmp_path):
     pytest.importorskip(PACKAGES[name], exc_type=ImportError)
