@@ -88,7 +88,13 @@ def test_metadata_name_the_licence_the_dependencies_and_the_command(wheel):
     metadata = Parser().parsestr(wheel.read(name).decode())
     requirements = metadata.get_all("Requires-Dist")
     assert metadata["Version"] == cxr.__version__ and "torch>=2.11" in requirements
-    assert set(metadata.get_all("Provides-Extra")) == {"test", "dicom", "plots", "recipes"}
+    assert set(metadata.get_all("Provides-Extra")) == {
+        "test",
+        "dicom",
+        "notebooks",
+        "plots",
+        "recipes",
+    }
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
     entry = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
     assert "cxrgan = cxrgan:main" in entry
