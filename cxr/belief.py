@@ -7,6 +7,7 @@ from cxr.classifier import useless
 
 PICTURES = ("original", "healthy_end", "middle", "diseased_end", "counterfactual")
 LEAST_SSIM = 0.7  # of the reconstruction: below it, it is another picture
+LEAST_RISE = 1  # logits, from dose 0 to 1: a classifier that moves less hardly tells them apart
 REJECTED = 0.1  # gap in probability above which a reconstruction does not stand for its image
 
 
@@ -47,6 +48,11 @@ def refusals(numbers: dict, model: Model) -> list[str]:
         lines.append(
             "the reconstruction is another picture: its SSIM is "
             f"{numbers['reconstruction']['ssim']:.2f}, under {LEAST_SSIM}"
+        )
+    if (rise := numbers["logit"][-1] - numbers["logit"][0]) < LEAST_RISE:
+        lines.append(
+            f"the classifier hardly answers to this disease: its logit rises by {rise:.2f} from dose "
+            f"0 to dose 1, less than {LEAST_RISE}"
         )
     if not numbers["counterfactual"]["flipped"]:
         lines.append("the path does not change the classifier's verdict")

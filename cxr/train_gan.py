@@ -24,6 +24,7 @@ from cxr import (
     losses,
     sampling,
 )
+from cxr.belief import LEAST_RISE
 from cxr.checkpoints import Model, load_classifier, start_from
 from cxr.classifier import predict, to_tensor
 from cxr.cnn.fingerprint import fingerprint
@@ -165,9 +166,7 @@ class Trainer:
         self.opt_E = torch.optim.AdamW(self.E.parameters(), config.rate / 4, betas=(0.9, 0.99))
         self.opt_D = torch.optim.Adam(self.D.parameters(), config.rate, betas=(0.0, 0.99))
         self.precision = half_precision(device)
-        logits = model.info["logits"]
-        self.progress = {"images": 0, "p": 0.0, "sign": 0.0, "logits": logits}
-
+        self.progress = {"images": 0, "p": 0.0, "sign": 0.0, "logits": model.info["logits"]}
         model.networks |= {"generator": self.G_ema, "encoder": self.E_ema, "discriminator": self.D}
         validation = [rows[:64] for rows in data.by_class("val")]
         self.validation = interleave(*map(torch.from_numpy, trim(*validation))).numpy()
@@ -195,7 +194,7 @@ class Trainer:
         logits = predict(self.classifier, self.data.images, self.device)
         healthy, diseased = (logits[rows] for rows in self.data.by_class("train"))
         low, high = float(np.median(healthy)), float(np.quantile(diseased, 0.98))
-        if high - low < 1:
+        if high - low < LEAST_RISE:
             raise CxrError(
                 f"the classifier hardly tells the classes apart (median healthy logit {low:.2f}, "
                 f"diseased 98th percentile {high:.2f}): train a better one, say on more --images"

@@ -348,3 +348,14 @@ def test_a_missing_grad_cam_is_told_with_its_reason(bright, image):
     bright.networks["classifier"] = Brightness().requires_grad_(False)
     e = explain.explain(image, bright, **QUICK)
     assert "grad_cam" in e.maps and e.numbers["missing_maps"] == []
+
+
+def test_a_classifier_that_hardly_answers_is_not_believed(bright, image):
+    bright.networks["classifier"] = Brightness(gain=0.5).requires_grad_(False)
+    numbers = explain.explain(image, bright, **QUICK).numbers
+    rise = numbers["logit"][-1] - numbers["logit"][0]
+    line = f"the classifier hardly answers to this disease: its logit rises by {rise:.2f} from"
+    assert rise < 1 and not numbers["believe"]
+    assert any(warning.startswith(line) for warning in numbers["warnings"])
+    answering = belief.refusals(numbers | {"logit": [-1.0, 2.0]}, bright)
+    assert not any("hardly answers" in line for line in answering)
