@@ -1,7 +1,7 @@
 """The recipes of docs/own-cnn.md as a user meets them: lines to write, what `check-cnn` says, seconds
 and memory of an explanation with the GAN that ships. Random weights, so not to be believed.
 
-    python benchmarks/recipes.py [OUT.md]
+    python benchmarks/recipes.py
 """
 
 import os
@@ -16,15 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CXRGAN = [sys.executable, str(ROOT / "cxrgan.py")]
 
 
-def main(out: str | None) -> None:
+def main() -> None:
     text = (ROOT / "docs" / "own-cnn.md").read_text()
     recipes = re.findall(r"### (\w+)\n\n```python\n(.*?)```", text, re.DOTALL)
-    lines = ["| recipe | lines | `check-cnn` | seconds | memory |", "|---|---|---|---|---|"]
+    print("| recipe | lines | `check-cnn` | seconds | memory |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        own = run("its own", folder, [])
-        lines.append(f"| the model's own | 0 | | {own} |")
+        print(f"| the model's own | 0 | | {run(folder, [])} |", flush=True)
         for name, code in recipes:
-            path = Path(folder) / f"{name}.py"
+            path = Path(folder) / f"own_{name}.py"
             path.write_text(code)
             written = sum(bool(line.strip()) and "#" not in line for line in code.splitlines())
             spec = ["--classifier", f"{path}:net"]
@@ -32,14 +31,10 @@ def main(out: str | None) -> None:
                 [*CXRGAN, "check-cnn", spec[1]], capture_output=True, text=True, check=False
             )
             said = "6 of 6 pass" if checked.returncode == 0 else checked.stderr.strip()
-            lines.append(f"| {name} | {written} | {said} | {run(name, folder, spec)} |")
-    table = "\n".join(lines)
-    print(table)
-    if out:
-        Path(out).write_text(table + "\n")
+            print(f"| {name} | {written} | {said} | {run(folder, spec)} |", flush=True)
 
 
-def run(name: str, folder: str, options: list[str]) -> str:
+def run(folder: str, options: list[str]) -> str:
     """Seconds and memory of `explain` as two cells."""
     command = [*CXRGAN, "explain", *options, "--force", "--film", "none", "--out", folder + "/x"]
     start = time.perf_counter()
@@ -53,4 +48,4 @@ def run(name: str, folder: str, options: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    main()

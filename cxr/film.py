@@ -193,7 +193,7 @@ def _film_frame(
         canvas.text(end + 6, TOP + TILE + 25, f"{p:.2f}", 15, _response_colour(p))
     y = TOP + ROW
     canvas.picture(GAP, y, overlay(scene.original, scene.heat, True, TILE * FINE))
-    canvas.text(GAP, y + TILE + 5, "latent IG: red for, blue against it", 14, TEXT, width=TILE)
+    canvas.text(GAP, y + TILE + 5, f"red for {scene.positive}, blue against", 14, TEXT, width=TILE)
     canvas.text(2 * GAP + TILE, y + 16, f"amount of disease {dose:.2f}", 18, TEXT, "ls")
     _draw_curves(canvas, points, scene.found)
     canvas.text(GAP, FOOT, FOOTER, 13, MUTED)
