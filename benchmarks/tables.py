@@ -12,6 +12,9 @@ from cxr.evaluation import measures, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"pneumonia": "pneumonia", "covid": "COVID-19"}
+STUDIES = {  # pages of docs/, and the columns of their tables
+    "three-classes": {"bacterial": "BACTERIAL"},
+}
 MEASURES = {
     value.key: value
     for values in vars(measures).values()
@@ -45,6 +48,16 @@ RESULTS = (
     "randomisation.latent_ig",
     "randomisation.difference",
 )
+STUDY = (
+    *HEADLINE,
+    "reconstruction.probability_gap",
+    "path.spearman",
+    "disentanglement.structure_ssim",
+    "counterfactual.outside_lung_overlaid",
+    "shortcut.auroc_without_lungs",
+    "shortcut.auroc_lungs_alone",
+    "gate.believed",
+)
 PHANTOMS = (  # the columns: experiment, its name in the file, measure
     ("lesions", "lesion", "localisation.*.ap"),
     ("lesions", "lesion", "localisation.*.pointing"),
@@ -71,10 +84,10 @@ def interval(figure: dict, digits: int = 3) -> str:
     return f"{value} ({low} to {high})"
 
 
-def table(keys, models, named: bool = False) -> str:
-    """A line for each of the keys, with its key in the file if `named`."""
+def table(keys, models: dict[str, str], named: bool = False) -> str:
+    """A line for each of the keys, with its key in the file if `named`; columns: {model: title}."""
     figures = {model: numbers(model) for model in models}
-    lines = ["| | " + " | ".join(f"{MODELS[model]} | n" for model in models) + " |"]
+    lines = ["| | " + " | ".join(f"{title} | n" for title in models.values()) + " |"]
     lines.append("|---|" + "---|---|" * len(models))
     for key in keys:
         row = [figures[model][key] for model in models]
@@ -103,16 +116,20 @@ def phantoms() -> str:
 
 def pages() -> dict[Path, dict[str, str]]:
     """The tables of each page by their names, as they should be."""
-    both, results = tuple(MODELS), ROOT / "docs" / "results.md"
+    results = ROOT / "docs" / "results.md"
     tables = {
-        ROOT / "README.md": {"headline": table(HEADLINE, both)},
-        results: {"results": table(RESULTS, both), "phantoms": phantoms()},
+        ROOT / "README.md": {"headline": table(HEADLINE, MODELS)},
+        results: {"results": table(RESULTS, MODELS), "phantoms": phantoms()},
     }
     cards = {
-        ROOT / "weights" / f"{m}-128.md": {"measures": table(numbers(m), (m,), named=True)}
-        for m in MODELS
+        ROOT / "weights" / f"{m}-128.md": {"measures": table(numbers(m), {m: title}, named=True)}
+        for m, title in MODELS.items()
     }
-    return tables | cards
+    studies = {
+        ROOT / "docs" / f"{page}.md": {"results": table(STUDY, models)}
+        for page, models in STUDIES.items()
+    }
+    return tables | cards | studies
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
