@@ -21,6 +21,7 @@ def explanation():
     return Explanation(
         classes=("NORMAL", "SICK"),
         image=x[:1],
+        lung=x[:1] > 0,
         logit=torch.tensor([2.2]),
         inversion=Inversion(codes=None, reconstructions=x[1:2], walks=None),
         encoded=x[1:2],
