@@ -292,7 +292,7 @@ def test_evaluate_measures_a_gan_of_ones_own_classifier(gan_run, xrays, own_clas
 def test_sample_draws_a_row_for_each_pair_of_lungs(model_file, tmp_path):
     out = tmp_path / "sheet.png"
     succeed("sample", "--model", model_file, "--images", 3, "--out", out)
-    assert Image.open(out).size == (5 * 34 - 2, 3 * 34 - 2)
+    assert Image.open(out).size == (5 * 130 - 2, 3 * 130 - 2 + 24)  # with heads
     first = out.read_bytes()
     succeed("sample", "--model", model_file, "--images", 3, "--out", out, "--seed", 1)
     assert out.read_bytes() != first
