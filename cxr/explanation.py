@@ -22,6 +22,7 @@ from cxr.inversion import Codes, Inversion
 from cxr.overlay import Overlay
 
 NOT_BELIEVED = "do not believe this explanation"
+NOTES = {"difference": "\nred: gets brighter"}  # of a map whose red does not speak for the disease
 CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
 
 
@@ -166,27 +167,32 @@ class Explanation(Traversal):
         n, image = self.numbers, to_uint8(self.image[0, 0])
         answers, changed = n["probability"], n["counterfactual"]["probability_overlaid"]
         pictures = (
-            ("reconstruction", n["reconstruction"]["probability"], self.reconstructions[0, 0]),
-            ("healthy end", answers[0], self.frames[0, 0]),
-            ("diseased end", answers[-1], self.frames[-1, 0]),
+            ("GAN's copy", n["reconstruction"]["probability"], self.reconstructions[0, 0]),
+            ("GAN's copy, healthy", answers[0], self.frames[0, 0]),
+            ("GAN's copy, diseased", answers[-1], self.frames[-1, 0]),
         )
         top = np.percentile(np.abs(self.drawn("latent_ig")), 99.5)
+        answer, most = f"probability of {self.classes[1]}", f"up to {top:.2g} logits a pixel"
         large = (
-            (f"original\nP {n['original']['probability']:.2f}", image, None),
-            (f"counterfactual\nP {changed:.2f}", to_uint8(self.counterfactual()), None),
-            (f"where: latent IG\nup to {top:.2g} logits a pixel", image, self.drawn("latent_ig")),
+            (f"the original\n{answer} {n['original']['probability']:.2f}", image, None),
+            (
+                f"the original, changed\n{answer} {changed:.2f}",
+                to_uint8(self.counterfactual()),
+                None,
+            ),
+            (f"where its answer comes from\nlatent IG, {most}", image, self.drawn("latent_ig")),
         )
-        small = [(f"{name}\nP {p:.2f}", to_uint8(x), None) for name, p, x in pictures]
+        small = [(f"{name}\nprobability {p:.2f}", to_uint8(x), None) for name, p, x in pictures]
         small += [
-            (film.TITLES[name], image, self.drawn(name))
+            (film.TITLES[name] + NOTES.get(name, ""), image, self.drawn(name))
             for name in self.maps
             if name != "latent_ig"
         ]
         about = (
-            "The counterfactual is the original, changed within a mask sought for this classifier. P "
-            f"is the probability of {self.classes[1]}. SSIM of the reconstruction "
-            f"{n['reconstruction']['ssim']:.2f}, completeness error {n['completeness_error']:.3f}. "
-            "Left and right are as in the file."
+            "The original is changed only where this classifier needs it; the GAN's copies are drawn "
+            "whole, and no X-rays. Probabilities are the classifier's. Red is where its answer comes "
+            "from, right or wrong, and need not be where disease is. SSIM of the copy "
+            f"{n['reconstruction']['ssim']:.2f}, completeness error {n['completeness_error']:.3f}."
         )
         lines = (about, *(f"Warning: {line}." for line in self.warnings))
         return Sheet(report.sentence(self), large, small, lines, self.banner)

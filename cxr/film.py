@@ -25,7 +25,7 @@ TILE, TOP, ROW = 224, 22, 286  # of a film: a tile, the upper edge, a row of til
 FOOT = TOP + ROW + TILE + 32
 PLOT = (2 * GAP + TILE + 34, TOP + ROW + 42, 3 * (TILE + GAP) - 8, TOP + ROW + 200)
 FILM = ("the original", "the original, changed", "as the GAN draws it")
-FOOTER = "research only, no diagnosis"
+FOOTER = "research only, no diagnosis; left and right as in the file"
 TITLES = {
     "latent_ig": "latent IG",
     "difference": "difference",
@@ -164,7 +164,7 @@ def _draw_tile(canvas: Canvas, x: int, y: int, tile: Tile, side: int, size: int)
 def _draw_legend(canvas: Canvas, x: float, y: float) -> None:
     grey, ramp = np.full((64, 64), 96, np.uint8), np.linspace(0, 1, 64)[None].repeat(64, axis=0)
     for signed, low, high in (
-        (True, "against the disease", "for it"),
+        (True, "against the disease", "for it, as the classifier reads it"),
         (False, "nothing", "most, in a map without signs"),
     ):
         bar = overlay(grey, 2 * ramp - 1 if signed else ramp, signed, 96 * FINE)[: 10 * FINE]
@@ -188,13 +188,13 @@ def _film_frame(
         x = GAP + column * (TILE + GAP)
         canvas.picture(x, TOP, overlay(picture, None, False, TILE * FINE))
         canvas.text(x, TOP + TILE + 5, name, 14, TEXT, width=TILE)
-        answer = f"P({scene.positive})"
+        answer = f"probability of {scene.positive}"
         end = canvas.text(x, TOP + TILE + 25, answer, 15, _response_colour(p), width=TILE - 40)
         canvas.text(end + 6, TOP + TILE + 25, f"{p:.2f}", 15, _response_colour(p))
     y = TOP + ROW
     canvas.picture(GAP, y, overlay(scene.original, scene.heat, True, TILE * FINE))
     canvas.text(GAP, y + TILE + 5, f"red for {scene.positive}, blue against", 14, TEXT, width=TILE)
-    canvas.text(2 * GAP + TILE, y + 16, f"amount of disease {dose:.2f}", 18, TEXT, "ls")
+    canvas.text(2 * GAP + TILE, y + 16, f"amount of disease drawn: {dose:.2f}", 18, TEXT, "ls")
     _draw_curves(canvas, points, scene.found)
     canvas.text(GAP, FOOT, FOOTER, 13, MUTED)
     return canvas.array()
@@ -213,7 +213,8 @@ def _draw_curves(
         x, y = place(tick, tick)
         canvas.line([(left, y), (right, y)], RULE, 1, dash=6 if tick == 0.5 else 0)
         canvas.text(left - 8, y, f"{tick:g}", 14, MUTED, anchor="rm")
-        canvas.text(x, bottom + 6, f"{tick:g}", 14, MUTED, anchor="mt")
+        name = {0: "0 healthy", 1: "1 diseased"}.get(tick, f"{tick:g}")
+        canvas.text(x, bottom + 6, name, 14, MUTED, {0: "lt", 1: "rt"}.get(tick, "mt"))
     words = "colour: the original, changed; grey: as the GAN draws it"
     canvas.text((left + right) / 2, bottom + 26, words, 13, MUTED, anchor="mt")
     if found is not None:

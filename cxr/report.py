@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 PAGES = Path(__file__).parent / "pages"  # templates, with their scripts and their style
 LOGITS = ("latent_ig", "integrated_gradients")  # maps whose sum is a difference of logits
 ABOUT = {
-    "latent_ig": "Read this first: how much each place adds to the answer along the path. All of "
-    "it, before it is smoothed for the eye, sums to the change of the logit.",
-    "difference": "The bare change from healthy to diseased. It hardly asks the classifier.",
+    "latent_ig": "Read this first: where the classifier's answer comes from, right or wrong; it "
+    "need not be where disease is. All of it, before it is smoothed for the eye, sums to the change of the "
+    "logit.",
+    "difference": "What gets brighter and darker from healthy to diseased. It hardly asks the "
+    "classifier.",
     "gradient": "Where the smallest change of grey would change the answer.",
     "integrated_gradients": "What each place adds to the answer on the way from the average image.",
     "grad_cam": "Roughly where the last layer looked; it has no scale.",
@@ -108,6 +110,7 @@ def facts(e: "Explanation") -> dict:
         "banner": e.banner,
         "warnings": e.warnings,
         "doses": n["dose"],
+        "found": n["found_dose"],
         "start": n["counterfactual"]["frame"],
         "original_p": n["original"]["probability"],
         "drawn_p": n["probability"],
@@ -131,11 +134,11 @@ def turnings(doses: list[float], probabilities: list[float]) -> list[float]:
 def sentence(e: "Explanation") -> str:
     n, disease = e.numbers, e.classes[1]
     before, after = n["original"]["probability"], n["counterfactual"]["probability_overlaid"]
-    called = disease if e.diseased else e.classes[0]
+    called, other = (disease, e.classes[0]) if e.diseased else e.classes
     change = "without what it reads as disease" if e.diseased else "with disease added to it"
     return (
-        f"The classifier calls this image {called}: probability of {disease} {before:.2f}; the same "
-        f"image {change}: {after:.2f}."
+        f"The classifier calls this image {called}, not {other}: probability of {disease} {before:.2f}; "
+        f"the same image {change}: {after:.2f}."
     )
 
 
@@ -147,11 +150,14 @@ def _map(e: "Explanation", name: str) -> dict:
     scaled = (heat / top).clip(-1, 1)
     levels = 128 + 127 * scaled if signed else 255 * scaled
     unit = " logits a pixel, smoothed" if name in LOGITS else " (relative)"
+    less, more = f"less {e.classes[1]}", f"more {e.classes[1]}"
+    if name == "difference":
+        less, more = "darker with disease", "brighter with disease"
     return {
         "name": film.TITLES[name],
         "signed": signed,
-        "low": f"less {e.classes[1]}, {-top:.2g}{unit}",
-        "high": f"more {e.classes[1]}, {top:.2g}{unit}",
+        "low": f"{less}, {-top:.2g}{unit}",
+        "high": f"{more}, {top:.2g}{unit}",
         "about": ABOUT[name],
         "png": _uri(np.uint8(np.rint(levels))),
     }
@@ -173,20 +179,22 @@ def _numbers(e: "Explanation") -> list[tuple[str, str, str]]:
     spread = n["restarts"]["spread"]
     rows = [
         ("SSIM of the reconstruction", n["reconstruction"]["ssim"],
-         "How like the original the GAN's picture of it is; 1 is equal."),
+         "How like the original the GAN's picture of it is; 1 is equal, under 0.7 it is not believed."),
         ("gap in probability", n["reconstruction"]["probability_gap"],
          "How differently the classifier answers to that picture; above 0.1 the path is of another image."),
         ("amount of disease found", n["found_dose"],
-         "Where on the path the original was found, from 0 to 1."),
+         "Where on the path the original was found, from 0 to 1. No measure of how ill the patient is."),
         ("pixels changed", n["counterfactual"]["changed_overlaid"],
          "The share of the original that was changed to turn the verdict, or to try."),
         ("largest jump", n["largest_jump"],
-         "The largest step of the answer between two frames, as a share of the whole change."),
+         "The largest step of the answer between two frames, as a share of the whole change; near 1 it leaps."),
         ("completeness error", n["completeness_error"],
-         "How far the latent IG map is from summing to the change of the logit."),
+         "How far the latent IG map is from summing to the change of the logit; 0 is exact."),
     ]  # fmt: skip
     if spread is not None:
-        words = "How far restarts of the inversion disagree, relative to the change itself."
+        words = (
+            "How far repeated searches disagree, relative to the change itself; at 0 they agree."
+        )
         rows.append(("spread over restarts", spread, words))
     return [(name, f"{value:.3f}", about) for name, value, about in rows]
 

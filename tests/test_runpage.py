@@ -155,6 +155,7 @@ def test_in_a_browser_slider_and_keys_walk_the_sheets_and_the_curves(visit, fold
     assert browser.execute_script(width) == 8
     assert browser.find_element("id", "film").is_displayed()
     assert EVIL in browser.find_element("id", "groups").text
+    assert not browser.find_element("id", "more").is_displayed()  # it has ended
     assert browser.title == "cxrgan: a training" and browser.get_log("browser") == []
 
 

@@ -1,5 +1,5 @@
 const state = { frame: data.start, blink: false };
-const CHANGED = "original, changed where the classifier needs it";
+const CHANGED = "the original, changed where the classifier needs it";
 const percent = (p) => p.toFixed(2);
 
 function image(source) {
@@ -19,8 +19,11 @@ function curve() {
     const [, y] = place(0, p);
     plot.append(svg("line", { class: "axis", x1: 40, x2: 625, y1: y, y2: y }), svg("text", { x: 8, y: y + 4 }, p));
   }
+  plot.append(svg("text", { x: 46, y: 27 }, "probability of " + data.disease));
+  const [found] = place(Math.min(data.found, 1), 0);
+  plot.append(svg("line", { class: "found", x1: found, x2: found, y1: 15, y2: 195 }), svg("text", data.found < 0.3 ? { x: found + 5, y: 165 } : { x: found - 5, y: 188, "text-anchor": "end" }, "this image"));
   plot.append(svg("text", { x: 40, y: 215 }, "healthy (0)"), svg("text", { x: 625, y: 215, "text-anchor": "end" }, "diseased (1)"));
-  for (const [name, values] of [["b", data.drawn_p], ["a", data.overlaid_p]])
+  for (const [name, values] of [["b", data.drawn_p], ["a ink", data.overlaid_p]])
     plot.append(svg("polyline", { class: name, points: values.map((p, i) => place(data.doses[i], p).join(",")).join(" ") }));
   plot.append(svg("line", { class: "now", id: "now", y1: 10, y2: 200 }));
   text("curvetitle", "Probability of " + data.disease + " along the path, from " + percent(data.overlaid_p[0]) + " to " + percent(data.overlaid_p.at(-1)));
@@ -30,7 +33,7 @@ function curve() {
 function show(strips) {
   const f = state.frame;
   text("amount", data.doses[f].toFixed(2));
-  text("p0", percent(data.original_p)); text("p1", percent(data.drawn_p[f])); text("p2", percent(data.overlaid_p[f]));
+  text("found", data.found.toFixed(2)); text("disease", data.disease); text("p0", percent(data.original_p)); text("p1", percent(data.drawn_p[f])); text("p2", percent(data.overlaid_p[f]));
   text("what2", CHANGED);
   draw(by("original"), strips.original, 0);
   draw(by("drawn"), strips.drawn, f);
@@ -39,7 +42,7 @@ function show(strips) {
   by("wipelabel").hidden = mode !== "wipe";
   if (mode === "blink" && state.blink) {
     draw(by("overlaid"), strips.original, 0);
-    text("what2", "original"); text("p2", percent(data.original_p));
+    text("what2", "the original X-ray"); text("p2", percent(data.original_p));
   }
   if (mode === "wipe") {
     const x = Math.round(data.size * by("wipe").value / 100);

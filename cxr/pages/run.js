@@ -90,7 +90,7 @@ function all() {
 }
 
 text("sentence", data.sentence); text("folder", data.folder); text("first", data.first);
-by("share").value = data.share; by("nothing").hidden = data.images.length > 0; by("all").hidden = !data.images.length;
+by("share").value = data.share; by("more").hidden = data.share === 1; by("nothing").hidden = data.images.length > 0; by("all").hidden = !data.images.length;
 warn(data.warnings);
 tested(); groups(); film();
 by("all").addEventListener("toggle", all);
