@@ -107,20 +107,20 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     DATA is a folder with one sub-folder per class, or a table of image files and classes.
     """
     from cxr import console
-    from cxr.classifier import by_class, useless
+    from cxr.classifier import metrics_by_class, useless
     from cxr.train_cnn import PRESETS, Config, train
 
     console.quiet_unless_first()
     config = Config(data, **options)
     model = train(config, out, resume)
-    told = by_class(model.info)
+    told = metrics_by_class(model.info)
     for name, metrics in told.items():
         against = f", {name} against the rest" if len(told) > 1 else ""
         console.classifier(f"{data}, test{against}", metrics)
     path = Path(out) / "model.safetensors"
     console.say(f"model: {path}")
     sound = [name for name, metrics in told.items() if not useless(metrics)]
-    for name in told.keys() - sound:
+    for name in (name for name in told if name not in sound):
         which = f" for {name}" if len(told) > 1 else ""
         why = f"this classifier is useless{which}: {useless(told[name])}"
         console.warn(f"{why}; give it more images, or more --images")

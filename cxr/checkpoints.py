@@ -205,7 +205,9 @@ def aim(model: Model, target: str | None) -> Model:
     place = find_target(target, names)
     network.config = dataclasses.replace(network.config, target=place)
     rest = joined({*names} - {names[place]}, f"no {names[place]}")
-    numbers = {"classifier": model.info["metrics"]["classifier"][names[place]]}
+    known = model.info["metrics"].get("classifier")  # of a file from anywhere
+    own = known.get(names[place]) if isinstance(known, dict) else None
+    numbers = {"classifier": own} if own else {}
     model.info |= {"classes": [rest, names[place]], "target": names[place], "metrics": numbers}
     return model
 

@@ -105,7 +105,7 @@ def mean_auroc(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([metrics.auroc(odds(logits, p), labels == p) for p in places]))
 
 
-def by_class(info: dict) -> dict[str, dict]:
+def metrics_by_class(info: dict) -> dict[str, dict]:
     """The classifier's metrics in a model's `info`, for each class that it tells from the rest."""
     numbers, classes = info["metrics"]["classifier"], info["classes"]
     return {classes[1]: numbers} if len(classes) == 2 else {name: numbers[name] for name in classes}

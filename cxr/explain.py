@@ -56,11 +56,10 @@ def explain(
     ----------
     image : a file, a uint8 array [H, W], or a tensor [1, 1, R, R] in [-1, 1]
     model : a model file, a shipped model's name, or a `Model`; by default `pneumonia`
-    classifier : another classifier than the model's, as `load_classifier` takes it
-    target, classifier_input : of a classifier of one's own, as `load_classifier` takes them
+    classifier, target, classifier_input : another classifier than the model's, as `load_classifier`
+        takes it
     frames : number of frames from dose 0 to dose 1
-    restarts, refine : starting points of the inversion, of which the best is shown, and the spread
-        of all reported; its gradient steps after the encoder
+    restarts, refine : starting points of the inversion, the best of which is shown; gradient steps
     within : "lungs": the overlay changes the image in the lungs alone; by default anywhere
     seed : random seed of the noise and the restarts
     device : the device for a model that is loaded from a file; a `Model` stays on its device
@@ -83,10 +82,9 @@ def explain(
     with timer("measure"):
         named = str(image) if isinstance(image, (str, Path)) else None
         numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
-        numbers |= {"within": within, "missing_maps": missing}
-        numbers["pixel_spacing"] = images.pixel_spacing(image) if named else None
-        numbers |= verdict(numbers, model)
-    return Explanation(**vars(traversal), maps=maps, numbers=numbers)
+        spacing = images.pixel_spacing(image) if named else None
+        numbers |= {"within": within, "missing_maps": missing, "pixel_spacing": spacing}
+    return Explanation(**vars(traversal), maps=maps, numbers=numbers | verdict(numbers, model))
 
 
 def _region(lung: Tensor, within: str | None) -> Tensor | float:

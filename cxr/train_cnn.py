@@ -15,11 +15,11 @@ from cxr import UsageError, augment, datasets, metrics
 from cxr.checkpoints import Model, start_from
 from cxr.classifier import (
     PERTURBATIONS,
-    by_class,
     classifier_metrics,
     likeness_threshold,
     mean_auroc,
     mean_image,
+    metrics_by_class,
     predict,
     to_tensor,
 )
@@ -77,7 +77,7 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
         model = finish(trainer.ema, data, config, trainer.progress)
         if world.first:
             model.save(run.model)
-        run.show("train-cnn", by_class(model.info))
+        run.show("train-cnn", metrics_by_class(model.info))
     world.close()
     return model
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from cxr import UsageError, checkpoints, datasets, explain, film, train_cnn, train_gan
+from cxr.cnn import check
 from cxr.evaluation.inputs import Options, open_inputs
 from cxr.training import World
 
@@ -154,6 +155,27 @@ def test_the_target_is_asked_for_and_has_to_be_a_class(three, trained):
     with pytest.raises(UsageError, match="tells NORMAL from SICK, no more"):
         checkpoints.load_classifier(two, 32, target="TB")
     assert checkpoints.load_classifier(two, 32, target="SICK").info["classes"] == ["NORMAL", "SICK"]
+
+
+def test_a_classifier_of_three_without_figures_can_be_aimed_too(three, tmp_path):
+    for number, metrics in enumerate(({}, {"classifier": 3}, {"classifier": {"ABOVE": 1}})):
+        model = checkpoints.load_model(three[1] / "cnn" / "model.safetensors")
+        model.info["metrics"] = metrics
+        model.save(tmp_path / f"{number}.safetensors")
+        aimed = checkpoints.load_classifier(
+            str(tmp_path / f"{number}.safetensors"), 32, target="BELOW"
+        )
+        assert aimed.info["target"] == "BELOW" and aimed.info["metrics"] == {}
+
+
+def test_a_model_file_is_checked_on_classes_of_other_names(three, trained, squares, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, other in (("NORMAL", "healthy"), ("SICK", "ill")):
+        (tmp_path / "data" / other).symlink_to(squares / name)
+    two, many = (str(f / "model.safetensors") for f in (trained[1], three[1] / "cnn"))
+    assert check.check_cnn(two, str(tmp_path / "data"), 32)["auroc"]["value"] > 0.9
+    found = check.check_cnn(many, str(three[1] / "data"), 32, target="BELOW")
+    assert found["failed"] == 0 and found["auroc"]["value"] > 0.9
 
 
 def test_a_gan_explains_the_target_against_the_rest(three):
