@@ -6,10 +6,11 @@ probability `p`. Images are never flipped, because the heart is on one side.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,23 @@ def draw(n: int, p: float, rng: torch.Generator, ranges: Ranges) -> dict[str, Te
     return changes
 
 
+def ready(changes: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Drawn changes with the noise itself, [n, 1, size, size], in place of its strength and seed."""
+    noise = _noise(size, changes["noise"], changes["seed"])
+    return {k: v for k, v in changes.items() if k != "seed"} | {"noise": noise}
+
+
 def apply(x: Tensor, changes: dict[str, Tensor]) -> Tensor:
-    """Apply drawn changes to `x` [n, 1, R, R] in [-1, 1]; differentiable with respect to `x`."""
-    c = {k: v.to(x.device) for k, v in changes.items() if k != "seed"}
+    """Apply changes, as drawn or ready, to `x` [n, 1, R, R] in [-1, 1]; differentiable with respect
+    to `x`. Of changes that are ready and on its device, nothing is copied and no value is read."""
+    changes = ready(changes, x.shape[-1]) if "seed" in changes else changes
+    c = {k: v.to(x.device) for k, v in changes.items()}
     x = move(x, c["rotate"], c["scale"], c["aspect"], c["shift_x"], c["shift_y"])
     x = shade(x, c["brightness"], c["contrast"], c["gamma"])
     x = x + c["blur"][:, None, None, None] * (blurred(x) - x)
     if "erase" in c:
         x = x * (1 - _boxes(c["erase"], x.shape[-1]))
-    return x + _noise(x, changes["noise"], changes["seed"])
+    return x + c["noise"]
 
 
 def move(x: Tensor, rotate: Tensor, scale: Tensor, aspect: Tensor, dx: Tensor, dy: Tensor):
@@ -87,18 +96,24 @@ def shade(x: Tensor, brightness: Tensor, contrast: Tensor, gamma: Tensor) -> Ten
 
 def blurred(x: Tensor) -> Tensor:
     """Images blurred by a 5x5 binomial filter."""
-    taps = torch.tensor([1.0, 4, 6, 4, 1], device=x.device) / 16
+    taps = _binomial(x.device)
     x = F.pad(x, (2, 2, 2, 2), mode="reflect")
     return F.conv2d(F.conv2d(x, taps.view(1, 1, 1, 5)), taps.view(1, 1, 5, 1))
 
 
-def _noise(x: Tensor, strength: Tensor, seeds: Tensor) -> Tensor:
-    """Gaussian noise for each image from its own seed, drawn on the CPU if `strength` is not 0."""
-    noise = torch.zeros(x.shape)
+@cache  # what is made from Python's numbers would have to be copied to a GPU at each call
+def _binomial(device: torch.device) -> Tensor:
+    return torch.tensor([1.0, 4, 6, 4, 1], device=device) / 16
+
+
+def _noise(size: int, strength: Tensor, seeds: Tensor) -> Tensor:
+    """Gaussian noise [n, 1, size, size] for each image from its own seed, if its strength [n] is
+    not 0."""
+    noise = torch.zeros(len(strength), 1, size, size)
     for row in strength.nonzero()[:, 0].tolist():
         random = torch.Generator().manual_seed(int(seeds[row]))
-        noise[row] = torch.randn(x.shape[1:], generator=random) * strength[row]
-    return noise.to(x.device)
+        noise[row] = torch.randn(1, size, size, generator=random) * strength[row]
+    return noise
 
 
 def _boxes(erase: Tensor, size: int) -> Tensor:
@@ -107,3 +122,21 @@ def _boxes(erase: Tensor, size: int) -> Tensor:
     grid = (torch.arange(size, device=erase.device) + 0.5) / size
     inside = [(grid - erase[:, i, None]).abs() < erase[:, i + 2, None] / 2 for i in (0, 1)]
     return (inside[1][:, None, :, None] & inside[0][:, None, None, :]).float()
+
+
+class Adaptive(nn.Module):
+    """Adaptive augmentation: more of it while the discriminator is too sure of the reals (Karras et
+    al. 2020, ADA, section 3). aim: of the mean sign of its answers; move: of `p` in a step, to 0.8
+    at most."""
+
+    def __init__(self, aim: float, move: float):
+        super().__init__()
+        self.aim, self.move = aim, move
+        self.register_buffer("sign", torch.zeros(()))
+        self.register_buffer("p", torch.zeros(()))  # the probability of each augmentation
+
+    @torch.no_grad()
+    def see(self, sign: Tensor) -> None:
+        """Take note of the mean sign of a step. Reads no value back."""
+        self.sign.lerp_(sign, 0.05)
+        self.p.add_((self.sign - self.aim).sign(), alpha=self.move).clamp_(0.0, 0.8)

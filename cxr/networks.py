@@ -138,16 +138,19 @@ class Generator(nn.Module):
         """`z2` [N, z2] to `w2` [N, w]. Homogeneous, and zero for a zero `z2`."""
         return self.disease(z2 * math.sqrt(z2.shape[1]))
 
-    def noise(self, n: int, rng: torch.Generator | None = None) -> list[Tensor]:
-        """Unit Gaussian noise, [n, 1, H, W] per layer, drawn on the CPU. It is zero for layers
-        larger than `noisy`. A path uses the same noise at all doses."""
+    def noise(
+        self, n: int, rng: torch.Generator | None = None, device: str | None = None
+    ) -> list[Tensor]:
+        """Unit Gaussian noise, [n, 1, H, W] per layer, drawn on the CPU, for the generator's device
+        or another. It is zero for layers larger than `noisy`. A path uses the same noise at all
+        doses."""
         noise, size = [], 4
         for layer in self.layers:
             size *= 2 if layer.up else 1
             eps = torch.zeros(n, 1, size, size)
             if size <= self.config.noisy:
                 eps.normal_(generator=rng)
-            noise.append(eps.to(self.const.device))
+            noise.append(eps.to(device or self.const.device))
         return noise
 
     def detail(self, n: int) -> Tensor:

@@ -7,6 +7,7 @@ result, then generator and encoder on the same graph.
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from cxr import (
     classifier,
     datasets,
     film,
+    graphs,
     losses,
     sampling,
 )
@@ -30,12 +32,15 @@ from cxr.classifier import predict, to_tensor
 from cxr.cnn.fingerprint import fingerprint
 from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset
-from cxr.device import half_precision, prepare, rng
+from cxr.device import half_precision, prepare
+from cxr.draws import Batch, Source
+from cxr.graphs import Ahead, Recorded
 from cxr.networks import PRESETS, Discriminator, Encoder, Generator
 from cxr.train_cnn import provenance
 from cxr.training import Run, World, loop, update_ema
 
 FIT_EVERY = 128  # steps between fits of the random structures to those found
+ADAPT_EVERY = 16  # steps between looks at the probability of an augmentation
 
 
 @dataclass(frozen=True)
@@ -108,27 +113,6 @@ def open_data(config: Config, model: Model) -> Dataset:
 
 
 @dataclass
-class Batch:
-    """One process's share of a step's draws; n is its batch, a multiple of 16.
-
-    The reals are `n/2` healthy then `n/2` diseased. The fakes come in pairs of one structure:
-    `n/2` of dose 0, then the same lungs and noise at a dose; half of the structures are drawn,
-    half are those the encoder finds in real images.
-    """
-
-    reals: Tensor  # [n, 1, R, R]
-    real_doses: Tensor  # [n]
-    real_logits: Tensor  # [n], the classifier's, within the range that doses name
-    z1: Tensor  # [n/4, z1]
-    z2: Tensor  # [n/2, z2]
-    noise: list[Tensor]  # [n/2, 1, H, W] for each layer
-    noise_real: list[Tensor]  # [n/2, 1, H, W], of the reconstructions
-    augment_reals: dict[str, Tensor]
-    augment_fakes: dict[str, Tensor]
-    augment_response: dict[str, Tensor]
-
-
-@dataclass
 class Fakes:
     images: Tensor  # [n, 1, R, R]
     w1: Tensor  # [n/2, layers, w]
@@ -162,11 +146,17 @@ class Trainer:
             copy.deepcopy(n).eval().requires_grad_(False) for n in (self.G, self.E)
         )
         self.both = [*self.G.parameters(), *self.E.parameters()]
-        self.opt_G = torch.optim.Adam(self.G.parameters(), config.rate, betas=(0.0, 0.99))
-        self.opt_E = torch.optim.AdamW(self.E.parameters(), config.rate / 4, betas=(0.9, 0.99))
-        self.opt_D = torch.optim.Adam(self.D.parameters(), config.rate, betas=(0.0, 0.99))
+        on_gpu = dict.fromkeys(("fused", "capturable"), True) if device.type == "cuda" else {}
+        Adam, AdamW = (partial(o, **on_gpu) for o in (torch.optim.Adam, torch.optim.AdamW))
+        self.opt_G = Adam(self.G.parameters(), config.rate, betas=(0.0, 0.99))
+        self.opt_E = AdamW(self.E.parameters(), config.rate / 4, betas=(0.9, 0.99))
+        self.opt_D = Adam(self.D.parameters(), config.rate, betas=(0.0, 0.99))
         self.precision = half_precision(device)
-        self.progress = {"images": 0, "p": 0.0, "sign": 0.0, "logits": model.info["logits"]}
+        self.adaptive = augment.Adaptive(config.overfit, config.batch / 200_000).to(device)
+        known = data, self.doses, self.logits, self.G, config.batch, config.seed, world.share
+        self.draws = Ahead(Source(*known).draw, device.type == "cuda")
+        self.recorded = Recorded(self.work, device, graphs.wanted(device, world.size))
+        self.progress = {"images": 0, "p": 0.0, "logits": model.info["logits"]}
         model.networks |= {"generator": self.G_ema, "encoder": self.E_ema, "discriminator": self.D}
         validation = [rows[:64] for rows in data.by_class("val")]
         self.validation = interleave(*map(torch.from_numpy, trim(*validation))).numpy()
@@ -174,7 +164,7 @@ class Trainer:
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         return {
             "G": self.G, "E": self.E, "D": self.D, "G_ema": self.G_ema, "E_ema": self.E_ema,
-            "opt_G": self.opt_G, "opt_E": self.opt_E, "opt_D": self.opt_D,
+            "opt_G": self.opt_G, "opt_E": self.opt_E, "opt_D": self.opt_D, "adaptive": self.adaptive,
         }  # fmt: skip
 
     def restore(self) -> None:
@@ -216,51 +206,28 @@ class Trainer:
 
     def step(self) -> dict[str, Tensor]:
         """One step of all three networks; returns its terms for the log."""
-        if self.step_number % FIT_EVERY == 0:
+        config, step = self.config, self.step_number
+        if step % FIT_EVERY == 0:
             self.fit_structures(self.G, self.E)
-        batch = self.draw(self.step_number)
-        with self.precision:
-            fakes = self.generate(batch)
-        terms = self.update_discriminator(batch, fakes) | self.update_generator(batch, fakes)
-        self.progress["images"] += self.config.batch
-        horizon = min(self.config.ema, self.progress["images"] / 10)
-        decay = 0.5 ** (self.config.batch / horizon)
+        if step % ADAPT_EVERY == 0:
+            self.progress["p"] = self.adaptive.p.item()
+        this, following = (step, self.progress["p"]), (step + 1, self.progress["p"])
+        batch = self.draws(this, following if following[0] % ADAPT_EVERY else None)
+        terms = self.recorded(batch, step % config.r1_every == 0)
+        self.progress["images"] += config.batch
+        horizon = min(config.ema, self.progress["images"] / 10)
+        decay = 0.5 ** (config.batch / horizon)
         update_ema(self.G_ema, self.G, decay)
         update_ema(self.E_ema, self.E, decay)
         return terms
 
-    def draw(self, step: int) -> Batch:
-        """All that is random in a step, drawn for every process alike; returns this one's share."""
-        config, share, n = self.config, self.world.share, self.config.batch
-        rows = datasets.balanced_batch(self.classes, n, config.seed, step)
-        rows = rows[np.argsort(self.data.labels[rows], kind="stable")]  # healthy, then diseased
-        rows = share(torch.from_numpy(rows), 2).numpy()
-        random, p = rng(config.seed, step), self.progress["p"]
-        z1 = share(torch.randn(n // 4, self.G.config.z1, generator=random))
-        u = F.normalize(torch.randn(n // 2, self.G.config.z2, generator=random))
-        dose = torch.rand(n // 2, generator=random)
-        seen = torch.randint(len(self.classes[1]), (n // 4,), generator=random)
-        dose.view(-1, 4)[:, 1:3] = torch.from_numpy(self.doses[self.classes[1]])[seen].view(-1, 2)
-        changes = [
-            (augment.draw(n, p, random, augment.DISCRIMINATOR), 2),
-            (augment.draw(n, p, random, augment.DISCRIMINATOR), 4),
-            (augment.draw(n, 0.5, random, augment.LIGHT), 4),
-        ]
-        noise = [[share(eps, k) for eps in self.G.noise(n // 2, random)] for k in (2, 1)]
-        reals, fakes, response = (
-            {k: share(v, blocks) for k, v in change.items()} for change, blocks in changes
-        )
-        return Batch(
-            reals=to_tensor(self.data.images[rows], self.device),
-            real_doses=torch.from_numpy(self.doses[rows]).to(self.device),
-            real_logits=torch.from_numpy(self.logits[rows]).to(self.device),
-            z1=z1.to(self.device),
-            z2=share(u * dose[:, None], 2).to(self.device),
-            noise=noise[0],
-            noise_real=noise[1],
-            augment_reals=reals,
-            augment_fakes=fakes,
-            augment_response=response,
+    def work(self, batch: Batch, penalised: bool) -> dict[str, Tensor]:
+        """What a step computes and what a GPU records: it reads no value back. penalised: with
+        R1."""
+        with self.precision:
+            fakes = self.generate(batch)
+        return self.update_discriminator(batch, fakes, penalised) | self.update_generator(
+            batch, fakes
         )
 
     def generate(self, batch: Batch) -> Fakes:
@@ -295,8 +262,10 @@ class Trainer:
             encoded_doses=z2_found.norm(dim=1),
         )
 
-    def update_discriminator(self, batch: Batch, fakes: Fakes) -> dict[str, Tensor]:
-        """Non-saturating loss, with R1 on the reals every `r1_every` steps, in fp32."""
+    def update_discriminator(
+        self, batch: Batch, fakes: Fakes, penalised: bool
+    ) -> dict[str, Tensor]:
+        """Non-saturating loss, if penalised with R1 on the reals, in fp32."""
         self.D.requires_grad_(True)
         reals = augment.apply(batch.reals, batch.augment_reals)
         shown = augment.apply(fakes.images.detach(), batch.augment_fakes)
@@ -305,7 +274,7 @@ class Trainer:
             fake = self.D(shown, fakes.doses)
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         terms = {"D": loss.detach(), "sign": real.detach().sign().mean()}
-        if self.step_number % self.config.r1_every == 0:
+        if penalised:
             penalty = losses.r1(self.D, reals, batch.real_doses)
             loss = loss + penalty * self.config.r1 / 2 * self.config.r1_every
             terms["r1"] = penalty.detach()
@@ -313,16 +282,8 @@ class Trainer:
         loss.backward()
         self.world.average(self.D.parameters())
         self.opt_D.step()
-        self.adapt(terms["sign"])
+        self.adaptive.see(self.world.mean(terms["sign"].clone()))
         return terms
-
-    def adapt(self, sign: Tensor) -> None:
-        """Adaptive augmentation: more of it while the discriminator is too sure of the reals
-        (Karras et al. 2020, ADA, section 3); by 1 in 200,000 images, to 0.8 at most."""
-        sign = float(self.world.mean(sign.clone()))
-        self.progress["sign"] += 0.05 * (sign - self.progress["sign"])
-        move = self.config.batch / 200_000 * np.sign(self.progress["sign"] - self.config.overfit)
-        self.progress["p"] = float(np.clip(self.progress["p"] + move, 0.0, 0.8))
 
     def update_generator(self, batch: Batch, fakes: Fakes) -> dict[str, Tensor]:
         """Fool the discriminator, answer to the classifier, be read by the encoder, and change no

@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_graphs import Emulated
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from cxr import CxrError, checkpoints, classifier, datasets, losses, train_gan, training
+from cxr import CxrError, checkpoints, classifier, datasets, graphs, losses, train_gan, training
 from cxr.classifier import to_tensor
 from cxr.train_gan import Config, Trainer
 
@@ -23,6 +27,10 @@ def trainer(xrays, own_classifier, folder, **options):
     folder.mkdir(exist_ok=True)
     run = training.Run(folder, config, data, False, world)
     return Trainer(config, data, model, torch.device("cpu"), world, run)
+
+
+def draw(gan, step):
+    return gan.draws((step, gan.progress["p"]), None)
 
 
 @pytest.fixture
@@ -65,14 +73,14 @@ def test_random_structures_are_those_found_in_mean_and_principal_components(gan)
 def test_the_classifier_is_asked_once_for_each_training_image(gan):
     expected = classifier.predict(gan.classifier, gan.data.images, gan.device)
     np.testing.assert_allclose(gan.logits, expected.clip(*gan.model.info["logits"]), atol=1e-6)
-    batch = gan.draw(0)
+    batch = draw(gan, 0)
     fakes = gan.generate(batch)
     answers = gan.classifier(fakes.originals).clamp(*gan.model.info["logits"])
     torch.testing.assert_close(fakes.original_logits, answers, atol=1e-4, rtol=0)
 
 
 def test_fakes_come_in_pairs_of_one_structure_at_dose_zero_and_above(gan):
-    batch = gan.draw(0)
+    batch = draw(gan, 0)
     fakes = gan.generate(batch)
     healthy, diseased = fakes.doses.chunk(2)
     assert (healthy == 0).all() and (diseased >= 0).all() and (diseased <= 1 + 1e-6).all()
@@ -82,14 +90,14 @@ def test_fakes_come_in_pairs_of_one_structure_at_dose_zero_and_above(gan):
 
 
 def test_half_of_the_structures_are_those_found_in_real_images(gan):
-    fakes = gan.generate(gan.draw(0))
+    fakes = gan.generate(draw(gan, 0))
     found, _ = gan.E(fakes.originals)
     found = found.unflatten(0, (-1, 2))[::2].flatten(0, 1)
     torch.testing.assert_close(fakes.w1[4:].float(), found.float(), atol=0.02, rtol=0.02)
 
 
 def test_diseased_lungs_keep_the_disease_found_with_them_healthy_ones_get_another(gan):
-    batch = gan.draw(0)
+    batch = draw(gan, 0)
     fakes = gan.generate(batch)
     _, found = gan.E(fakes.originals[[1, 5]])  # every second pair is kept
     torch.testing.assert_close(fakes.z2[[13, 15]].float(), found.float(), atol=0.02, rtol=0.02)
@@ -97,7 +105,7 @@ def test_diseased_lungs_keep_the_disease_found_with_them_healthy_ones_get_anothe
 
 
 def test_half_of_the_drawn_doses_are_those_of_diseased_images(gan):
-    doses = torch.cat([gan.draw(step).z2.norm(dim=1) for step in range(20)]).view(-1, 4)
+    doses = torch.cat([draw(gan, step).z2.norm(dim=1) for step in range(20)]).view(-1, 4)
     real = torch.from_numpy(gan.doses)
     known = (doses[..., None] - real).abs().amin(2) < 1e-6
     assert known[:, 1:3].all() and not known[:, [0, 3]].any()
@@ -115,12 +123,14 @@ def test_r1_is_the_squared_gradient(gan):
 
 def test_augmentation_grows_while_the_discriminator_is_too_sure(gan):
     for _ in range(200):
-        gan.adapt(torch.tensor(1.0))
-    grown = gan.progress["p"]
+        gan.adaptive.see(torch.tensor(1.0))
+    grown = gan.adaptive.p.item()
     assert grown > 0
+    gan.step()
+    assert gan.progress["p"] == grown
     for _ in range(400):
-        gan.adapt(torch.tensor(0.0))
-    assert gan.progress["p"] < grown
+        gan.adaptive.see(torch.tensor(0.0))
+    assert gan.adaptive.p.item() < grown
 
 
 def test_a_step_moves_all_three_networks_and_not_the_classifier(gan):
@@ -133,6 +143,65 @@ def test_a_step_moves_all_three_networks_and_not_the_classifier(gan):
         assert np.mean(moved) > 0.7, name
     assert all(value.isfinite() for value in terms.values())
     assert {"D", "G", "r1", "response", "latent", "image"} <= terms.keys()
+
+
+class Silent(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot record: values that are read back, and tensors made from
+    Python's numbers, which would be copied to the GPU."""
+
+    REFUSED = ("_local_scalar_dense", "lift_fresh", "nonzero", "is_nonzero", "masked_select")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").split(".")[0]
+        assert name not in self.REFUSED, name
+        return function(*args, **(kwargs or {}))
+
+
+def fused(gan):
+    """The trainer with optimisers that read nothing back, as on a GPU."""
+    gan.opt_G = torch.optim.Adam(gan.G.parameters(), 2e-3, betas=(0.0, 0.99), fused=True)
+    gan.opt_E = torch.optim.AdamW(gan.E.parameters(), 5e-4, betas=(0.9, 0.99), fused=True)
+    gan.opt_D = torch.optim.Adam(gan.D.parameters(), 2e-3, betas=(0.0, 0.99), fused=True)
+    return gan
+
+
+@pytest.mark.parametrize("penalised", [False, True])
+def test_the_work_of_a_step_reads_no_value_back(gan, penalised):
+    gan.adaptive.p.fill_(0.5)
+    fused(gan).step()
+    batch = draw(gan, 1)
+    with Silent():
+        terms = gan.work(batch, penalised)
+    assert ("r1" in terms) is penalised
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), Silent():
+        terms["D"].item()
+
+
+def traced(recorded, kind):
+    """A replay of the operations on tensors alone, in the memory of now: what a CUDA graph does."""
+    leaves, form = tree_flatten(recorded.static)
+    trainer = recorded.work.__self__
+    before = {k: v.clone() for k, v in checkpoints.pack(trainer.parts()).items()}
+    graph = make_fx(lambda *batch: recorded.work(tree_unflatten(batch, form), kind))(*leaves)
+    for name, value in checkpoints.pack(trainer.parts()).items():
+        value.copy_(before[name])  # unlike a CUDA graph's, this recording runs
+    return lambda: graph(*leaves)
+
+
+def test_recorded_steps_are_the_steps(xrays, own_classifier, tmp_path, monkeypatch):
+    """Both graphs, with and without R1, replayed from the tensors alone: the weights are, bit for
+    bit, those of the same steps run by Python."""
+    monkeypatch.setattr(graphs, "WARM_UP", 2)
+    asked = xrays, own_classifier
+    plain, other = (fused(trainer(*asked, tmp_path / name, batch=16, r1_every=4)) for name in "ab")
+    other.recorded = Emulated(other.work, traced)
+    for gan in (plain, other):
+        gan.adaptive.p.fill_(0.3)
+        terms = [gan.step() for _ in range(10)]
+    assert set(other.recorded.replays) == {False, True} and "r1" in terms[8]
+    one, two = (checkpoints.pack(gan.parts()) for gan in (plain, other))
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
 
 
 def test_a_collapsed_generator_stops_the_run(gan):
@@ -165,7 +234,7 @@ from test_train_gan import trainer
 train_gan.half_precision = lambda device: torch.autocast("cpu", enabled=False)
 torch.set_num_threads(1)
 gan = trainer(Path({str(xrays)!r}), Path({str(own_classifier)!r}), Path(sys.argv[1]), batch=32, rate=0.0)
-gan.progress["p"] = 0.6
+gan.adaptive.p.fill_(0.6)
 gan.step()
 gradients = {{f"{{n}}.{{k}}": p.grad for n in "GED" for k, p in getattr(gan, n).named_parameters()}}
 if gan.world.first:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cxr import CxrError, UsageError, __version__, build, console, explain, train_gan
+from cxr import CxrError, UsageError, __version__, build, console, explain, graphs, train_gan
 from cxr.checkpoints import Model
 from cxr.datasets import Dataset
 from cxr.device import prepare
@@ -29,6 +29,7 @@ from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
 from cxr.training import World
 
 STEPS = ("off", "on", "compiled")  # the kernels; "compiled": kernels on, networks compiled
+GPU_STEPS = (*STEPS, "graphs")  # kernels on, the step recorded as a CUDA graph
 
 
 def bench(
@@ -64,7 +65,7 @@ def bench(
         results["kernels"] = kernels(on, presets, batch, seconds, backend)
         _show_kernels(results["kernels"])
     if what in ("step", "all"):
-        total = len(presets) * len(STEPS) * (WARM_UP + rounds)
+        total = len(presets) * len(_variants(on)) * (WARM_UP + rounds)
         with console.progress("training step", total, unit="steps") as bar:
             results["step"] = [step(on, preset, batch, rounds, backend, bar) for preset in presets]
         _show("training step", results["step"])
@@ -138,8 +139,8 @@ def step(
     """Images per second of the GAN's training step. Each variant has its own process, and the
     processes take turns."""
     order = json.dumps([str(device), preset, batch, backend])
-    children = {variant: _child(variant, order) for variant in STEPS}
-    times: dict[str, list[float]] = {variant: [] for variant in STEPS}
+    children = {variant: _child(variant, order) for variant in _variants(device)}
+    times: dict[str, list[float]] = {variant: [] for variant in children}
     try:
         for _ in range(WARM_UP + rounds):
             for variant, child in children.items():
@@ -157,14 +158,18 @@ def step(
         "batch": batch,
         "unit": "images/s",
         **{variant: batch / t for variant, t in medians.items()},
-        "on_vs_off": medians["off"] / medians["on"],
-        "compiled_vs_off": medians["off"] / medians["compiled"],
+        **{f"{v}_vs_off": medians["off"] / medians[v] for v in children if v != "off"},
         "seconds": [times],
     }
 
 
+def _variants(device: torch.device) -> tuple[str, ...]:
+    return GPU_STEPS if device.type == "cuda" else STEPS
+
+
 def _child(variant: str, order: str) -> subprocess.Popen:
     environment = {**os.environ, "CXRGAN_KERNELS": "off" if variant == "off" else "auto"}
+    environment["CXRGAN_GRAPHS"] = "require" if variant == "graphs" else "off"
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     code = f"from cxr.evaluation import bench; bench.serve({variant!r}, *{order})"
@@ -191,12 +196,20 @@ def serve(variant: str, device: str, preset: str, batch: int, backend: str) -> N
         for network in (trainer.G, trainer.E, trainer.D, trainer.classifier):
             network.compile(backend=backend)
         torch._functorch.config.donated_buffer = False
+    if trainer.recorded.on:
+        for _ in range(graphs.WARM_UP + 1):
+            _plain_step(trainer)
     for _ in sys.stdin:
-        if trainer.step_number % trainer.config.r1_every == 0:
-            trainer.progress["images"] += batch
-        began = _clock(on)
-        trainer.step()
-        print(_clock(on) - began, flush=True)
+        print(_plain_step(trainer), flush=True)
+
+
+def _plain_step(trainer: "Timed") -> float:
+    """The seconds of one step without R1."""
+    if trainer.step_number % trainer.config.r1_every == 0:
+        trainer.progress["images"] += trainer.config.batch
+    began = _clock(trainer.device)
+    trainer.step()
+    return _clock(trainer.device) - began
 
 
 class Timed(train_gan.Trainer):
