@@ -56,12 +56,11 @@ def explain(
     loaded = explainer.load_explainer(
         model, classifier, options.pop("device", "auto"), options.pop("target", None)
     )
-    several = isinstance(image, list | tuple) or _is_batch(image)
-    found = [
-        explainer.explain(_picture(one), loaded, **options)
-        for one in (image if several else [image])
-    ]
-    return found if several else found[0]
+    if not (isinstance(image, list | tuple) or _is_batch(image)):
+        return explainer.explain(_picture(image), loaded, **options)
+    pictures, many = [_picture(one) for one in image], explainer.at_once(loaded)
+    groups = (pictures[first : first + many] for first in range(0, len(pictures), many))
+    return [e for group in groups for e in explainer.explain_group(group, loaded, **options)]
 
 
 @torch.no_grad()

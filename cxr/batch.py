@@ -1,4 +1,5 @@
-"""Explain many images: each result is written and told when it is there, and none ends the others."""
+"""Explain many images, several at once: each result is written and told when it is there, and none
+ends the others."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 from cxr import UsageError, console, explain, report
 from cxr.checkpoints import Model
 from cxr.data.folders import names_apart
+from cxr.explanation import Explanation
 from cxr.files import write_text
 from cxr.film import check_film
 from cxr.options import reason
@@ -29,24 +31,16 @@ def explain_all(
     check_film(film)
     results = []
     bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
+    many = explain.at_once(model) if len(paths) > 1 else 1
+    named = list(zip(paths, names_apart(paths)))
     with bars as bar:
-        for path, name in zip(paths, names_apart(paths)):
-            folder, numbers = Path(out) / name, {}
-            try:
-                explanation = explain.explain(path, model, **options)
-                numbers = explanation.numbers
-                replaced = folder.exists()
-                explanation.write(folder, film, fps)
-            except UsageError:
-                raise  # the other images would say the same
-            except Exception as error:  # noqa: BLE001 - the other images are still explained
-                why = reason(error).removeprefix(f"{path}: ")
-                console.say(f"error: {path}: {why}")
-                numbers = {**numbers, "image": str(path), "error": why}
-            else:
-                console.explained(path, folder, numbers, replaced, quiet)
-            results.append(numbers)
-            bar.advance()
+        for first in range(0, len(named), many):
+            group = named[first : first + many]
+            found = _explained([path for path, _ in group], model, options)
+            for (path, name), explanation in zip(group, found):
+                folder = Path(out) / name
+                results.append(_written(path, folder, explanation, film, fps, quiet))
+                bar.advance()
             if stopped:
                 break
     done = any("error" not in numbers for numbers in results) and not stopped
@@ -54,6 +48,38 @@ def explain_all(
         write_text(Path(out) / "index.html", report.index(out))
         console.say(f"all explanations: {Path(out) / 'index.html'}")
     return results
+
+
+def _explained(paths: Sequence[Path], model: Model, options: dict) -> list[Explanation | Exception]:
+    """The explanation of each image, or why there is none. If a group fails, each is tried alone."""
+    try:
+        return explain.explain_group(paths, model, **options)
+    except UsageError:
+        raise  # the other images would say the same
+    except Exception as error:  # noqa: BLE001 - the other images are still explained
+        if len(paths) == 1:
+            return [error]
+        return [one for path in paths for one in _explained([path], model, options)]
+
+
+def _written(
+    path: Path, folder: Path, found: Explanation | Exception, film: str, fps: float, quiet: bool
+) -> dict:
+    """The numbers of an image whose explanation is written and told, or its error."""
+    numbers = {}
+    try:
+        if isinstance(found, Exception):
+            raise found
+        numbers, replaced = found.numbers, folder.exists()
+        found.write(folder, film, fps)
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the other images are still explained
+        why = reason(error).removeprefix(f"{path}: ")
+        console.say(f"error: {path}: {why}")
+        return {**numbers, "image": str(path), "error": why}
+    console.explained(path, folder, numbers, replaced, quiet)
+    return numbers
 
 
 def conclude(results: Sequence[dict], count: int, stopped: Sequence[int], force: bool) -> int:

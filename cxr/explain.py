@@ -7,7 +7,8 @@ image. The classifier gives a logit for every frame.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from cxr import CxrError, UsageError, attribution, images, inversion, lungs, wei
 from cxr.belief import verdict
 from cxr.checkpoints import Model, load_classifier, load_model, shipped
 from cxr.classifier import to_tensor
+from cxr.cnn import memory
 from cxr.cnn.fingerprint import fingerprint, same
 from cxr.cnn.own import name_of
 from cxr.device import prepare as prepare_device
 from cxr.explanation import Explanation, Traversal, measure
-from cxr.inversion import invert, sampled_directions
+from cxr.inversion import Inversion, invert, sampled_directions
 from cxr.networks import Classifier
 from cxr.overlay import lay_over
 from cxr.sampling import draw_codes, walk
@@ -67,24 +69,74 @@ def explain(
 
     Raises CxrError for an image that cannot be used and for a model without a generator.
     """
+    options = {"classifier": classifier, "target": target, "classifier_input": classifier_input}
+    model = load_explainer(model, device=device, **options)
+    search = {"frames": frames, "restarts": restarts, "refine": refine, "seed": seed}
+    return explain_group([image], model, within=within, timer=timer, **search)[0]
+
+
+def explain_group(
+    pictures: Sequence[str | Path | np.ndarray | Tensor],
+    model: Model,
+    frames: int = 17,
+    restarts: int = 2,
+    refine: int = 60,
+    within: str | None = None,
+    seed: int = 0,
+    timer: Timer = untimed,
+) -> list[Explanation]:
+    """Explain several images at once, each as `explain` would alone, up to rounding errors; how many
+    pay is `at_once`. Parameters and errors are those of `explain`."""
     if frames < 2 or restarts < 1 or refine < 0:
         raise UsageError("at least 2 frames, 1 restart and 0 steps of refinement are needed")
-    model = load_explainer(model, classifier, device, target, classifier_input)
     with timer("prepare"):
-        x = prepare(image, model)
+        x = torch.cat([prepare(picture, model) for picture in pictures])
         lung = lungs.find(x)
-        region = _region(lung, within)
+        regions = [_region(one, within) for one in lung.split(1)]
     with timer("gradient"), exactly():
-        logit, plain_maps, missing = at_image(x, model)
-    traversal = traverse(x, lung, logit, model, frames, restarts, refine, seed, timer, region)
+        logits, plain_maps, missing = at_image(x, model)
+    traversals: dict[int, Traversal] = {}
+    for alike in (logits > 0, logits <= 0):
+        rows = alike.nonzero()[:, 0]
+        if len(rows):
+            asked = x[rows], lung[rows], logits[rows], [regions[row] for row in rows]
+            found = traverse(*asked, model, frames, restarts, refine, seed, timer)
+            traversals |= zip(rows.tolist(), found)
+    explanations = []
+    for row, picture in enumerate(pictures):
+        own = {name: maps[row] for name, maps in plain_maps.items()}
+        explanations.append(_conclude(traversals[row], picture, model, own, missing, within, timer))
+    return explanations
+
+
+def _conclude(
+    traversal: Traversal,
+    picture: str | Path | np.ndarray | Tensor,
+    model: Model,
+    plain_maps: dict[str, Tensor],
+    missing: list[str],
+    within: str | None,
+    timer: Timer,
+) -> Explanation:
+    """The explanation of one image, from its path."""
     with timer("heat_maps"), exactly():
         maps, error = heat_maps(traversal, model, plain_maps)
     with timer("measure"):
-        named = str(image) if isinstance(image, (str, Path)) else None
+        named = str(picture) if isinstance(picture, (str, Path)) else None
         numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
-        spacing = images.pixel_spacing(image) if named else None
+        spacing = images.pixel_spacing(picture) if named else None
         numbers |= {"within": within, "missing_maps": missing, "pixel_spacing": spacing}
     return Explanation(**vars(traversal), maps=maps, numbers=numbers | verdict(numbers, model))
+
+
+@torch.no_grad()
+def at_once(model: Model) -> int:
+    """How many images are best explained at once: 4 on a CPU, whose threads else wait for each
+    other, 32 on a GPU, or as few as the classifier's memory asks for."""
+    size, gpu = model.info["size"], model.device.type == "cuda"
+    x = torch.zeros(1, 1, size, size, device=model.device)
+    asked = 4  # images with a gradient in a step for each: two restarts, each with two
+    return max(1, min(32 if gpu else 4, memory.at_once(model.classifier, x) // asked))
 
 
 def _region(lung: Tensor, within: str | None) -> Tensor | float:
@@ -107,52 +159,49 @@ def exactly() -> contextlib.AbstractContextManager:
 def traverse(
     x: Tensor,
     lung: Tensor,
-    logit: Tensor,
+    logits: Tensor,
+    regions: Sequence[Tensor | float],
     model: Model,
     frames: int,
     restarts: int,
     refine: int,
     seed: int,
     timer: Timer,
-    region: Tensor | float,
-) -> Traversal:
-    """Invert an image [1, 1, R, R] with known logit [1], and draw its path twice: as the generator
-    draws it, and as an overlay on the image, of which `region` may change (see `lay_over`). lung:
-    the image's, bool [1, 1, R, R]."""
+) -> list[Traversal]:
+    """Invert images [B, 1, R, R] with known logits [B], all of one verdict, and draw the path of each
+    twice: as the generator draws it, and as an overlay on the image, of which its region may change
+    (see `lay_over`). lung: of the images, bool [B, 1, R, R]."""
     with timer("invert"):
         with torch.no_grad():
             codes = model.encoder(x)
-        inverted = invert(x, logit, codes, model, restarts, refine, seed)
-        path = inversion.Path(inverted, model.generator)
+        inverted = invert(x, logits, codes, model, restarts, refine, seed)
+        paths = [inversion.Path(one, model.generator) for one in inverted]
         doses = torch.linspace(0, 1, frames, device=x.device)
-        directions = inverted.codes.u[:1]
-        if logit <= 0:
-            directions = torch.cat([directions, sampled_directions(inverted.codes, seed)])
         with torch.no_grad():
-            encoded = model.generator(*codes, inverted.codes.noise).clamp(-1, 1)
-            drawn = path(doses)
-            logits = model.classifier(drawn)
+            encoded = model.generator(*codes, inverted[0].codes.noise).clamp(-1, 1)
+            drawn = [path(doses) for path in paths]
+            answers = [model.classifier(frames) for frames in drawn]
     with timer("lay_over"):
-        dose = max(inverted.codes.z2[0].norm().item(), 1e-6) if logit > 0 else 0.0
-        overlay = lay_over(x, path, dose, model.classifier, logit, region)
+        found = [max(one.codes.z2[0].norm().item(), 1e-6) for one in inverted]
+        own = found if logits[0] > 0 else [0.0] * len(x)
+        overlays = lay_over(x, paths, own, model.classifier, logits, regions)
         with torch.no_grad():
-            overlaid = overlay(doses)
-            overlaid_logits = model.classifier(overlaid)
-    return Traversal(
-        classes=tuple(model.info["classes"]),
-        image=x,
-        lung=lung,
-        logit=logit,
-        inversion=inverted,
-        encoded=encoded,
-        directions=directions,
-        doses=doses,
-        frames=drawn,
-        logits=logits,
-        overlay=overlay,
-        overlaid=overlaid,
-        overlaid_logits=overlaid_logits,
+            overlaid = [overlay(doses) for overlay in overlays]
+            overlaid_logits = [model.classifier(frames) for frames in overlaid]
+    shared = tuple(model.info["classes"])
+    each = zip(
+        *(x.split(1), lung.split(1), logits.split(1), inverted, encoded.split(1)),
+        *(map(partial(_directions, seed=seed), logits, inverted), [doses] * len(x)),
+        *(drawn, answers, overlays, overlaid, overlaid_logits),
     )
+    return [Traversal(shared, *parts) for parts in each]
+
+
+def _directions(logit: Tensor, inverted: Inversion, seed: int) -> Tensor:
+    """The directions of an image's path [D, z2], unit vectors: its own, and for a healthy image all
+    that were tried."""
+    own = inverted.codes.u[:1]
+    return own if logit > 0 else torch.cat([own, sampled_directions(inverted.codes, seed)])
 
 
 def load_explainer(
@@ -281,7 +330,7 @@ def prepare(image: str | Path | np.ndarray | Tensor, model: Model) -> Tensor:
 
 
 def at_image(x: Tensor, model: Model) -> tuple[Tensor, dict[str, Tensor], list[str]]:
-    """The classifier's logit [1] on an image [1, 1, R, R], the maps [R, R] that need this image
+    """The classifier's logits [B] on images [B, 1, R, R], the maps [B, R, R] that need these images
     alone, the gradient and, where the classifier allows it, Grad-CAM; and why one is missing."""
     classifier, layer, missing = model.classifier, None, []
     if isinstance(classifier, Classifier):
@@ -291,11 +340,11 @@ def at_image(x: Tensor, model: Model) -> tuple[Tensor, dict[str, Tensor], list[s
             layer = attribution.last_convolution(classifier, x)
         except CxrError as error:
             missing.append(str(error))
-    logit, slope, cam = attribution.gradient_and_grad_cam(classifier, x, layer)
-    maps = {"gradient": slope[0]}
-    if cam is not None:
-        maps["grad_cam"] = cam[0]
-    return logit, maps, missing
+    logits, slopes, cams = attribution.gradient_and_grad_cam(classifier, x, layer)
+    maps = {"gradient": slopes}
+    if cams is not None:
+        maps["grad_cam"] = cams
+    return logits, maps, missing
 
 
 def heat_maps(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cxr import losses
 from cxr.checkpoints import Model
 from cxr.device import rng
+from cxr.layers import settled
 from cxr.networks import Generator
 from cxr.sampling import DOSES
 
@@ -19,6 +20,7 @@ class Config:
     """Numbers of the search. Images are in [-1, 1], responses are logits."""
 
     rate: float = 0.03  # learning rate of `w1`; z2, detail and direction get a third of it
+    betas: tuple[float, float] = (0.9, 0.99)  # of Adam: the few steps ask at five doses in turn
     aside: float = 0.3  # distance of the restarts from the encoder's codes, standard deviations
     directions: int = 8  # random directions of disease that are tried on a healthy image
     tried_dose: float = 0.7  # the dose at which they are tried: clearly diseased, not extreme
@@ -29,11 +31,12 @@ class Config:
     path_healthy: float = 1.0  # for a healthy one: less finds changes that only this CNN sees
     change: float = 1.0  # weight of the change along the path: no more than a dose needs
     away: float = 20.0  # weight of leaving the first `w1`: a structure that moves hides disease
-    tried: int = 20  # steps after which the best restart alone is refined
+    tried: int = 6  # steps after which the best restart alone is refined
     detail: float = 100.0  # weight of the detail: it holds only what no `w1` can draw
 
 
 CONFIG = Config()
+TURNS = (0.0, 0.75, 0.25, 1.0, 0.5)  # the doses at which the steps ask: neighbours far apart
 
 
 @dataclass
@@ -62,6 +65,10 @@ class Codes:
         """The restarts in this order."""
         direction = None if self.direction is None else self.direction[order]
         return Codes(self.w1[order], self.z2[order], self.detail[order], self.noise, direction)
+
+    def split(self, restarts: int) -> list["Codes"]:
+        """The codes of each image, of which there are so many in turn."""
+        return [self.ranked(slice(i, i + restarts)) for i in range(0, len(self.w1), restarts)]
 
     def beside(self, others: "Codes") -> "Codes":
         """These restarts, then the others."""
@@ -124,9 +131,9 @@ def invert(
     restarts: int,
     refine: int,
     seed: int,
-) -> Inversion:
-    """Find the codes of an image with the encoder, then refine them by `refine` steps of gradient
-    descent from several starting points, after 20 of them the best alone. The first starting point
+) -> list[Inversion]:
+    """Find the codes of images with the encoder, then refine them by `refine` steps of gradient
+    descent from several starting points, after 6 of them the best alone. The first starting point
     is the encoder's codes. What no `w1` can draw goes into a detail of the structure, which is the
     same at all doses.
 
@@ -135,8 +142,8 @@ def invert(
     diseased image goes through the image's own disease. The path of a healthy image starts in the
     direction, the encoder's or a random one, that convinces the classifier with the least change.
 
-    x: [1, 1, R, R] in [-1, 1]; logit: the classifier's logit [1] of x; encoded: the encoder's `w1`
-    [1, layers, w] and `z2` [1, z2] of x.
+    x: [B, 1, R, R] in [-1, 1]; logit: the classifier's logits [B] of x, all of one verdict; encoded:
+    the encoder's `w1` [B, layers, w] and `z2` [B, z2] of x. Each image is inverted as if alone.
     """
     random = rng(seed, 2)
     noise = model.generator.noise(1, random)
@@ -144,63 +151,93 @@ def invert(
     aside = CONFIG.aside * torch.randn(restarts, *w1.shape[1:], generator=random).to(x.device)
     turn = CONFIG.aside * torch.randn(restarts, z2.shape[1], generator=random).to(x.device)
     aside[0], turn[0] = 0, 0
-    start = w1 + aside * w1.std()
-    z2 = within(z2 + turn * (z2.norm() + 0.1))
-    codes = Codes(start.clone(), z2, model.generator.detail(restarts), noise)
-    if logit <= 0:
-        codes.direction = nearest_disease(codes, model, seed).repeat(restarts, 1)
-    target = logit.clamp(*model.info["logits"])
-    codes = descend(x, target, codes, start, model, refine)
-    with torch.no_grad():
-        loss, drawn = inversion_loss(x, target, codes, start, model, DOSES)
-        order, drawn = loss.argsort(), drawn.clamp(-1, 1)
-        return Inversion(codes.ranked(order), drawn[0, order], drawn[1:, order].transpose(0, 1))
+    start = (w1[:, None] + aside * w1.std((1, 2))[:, None, None, None]).flatten(0, 1)
+    turned = z2[:, None] + turn * (z2.norm(dim=1)[:, None, None] + 0.1)
+    detail = model.generator.detail(len(start))
+    codes = Codes(start.clone(), within(turned.flatten(0, 1)), detail, noise)
+    with settled(model.generator):
+        if logit[0] <= 0:
+            nearest = [nearest_disease(each.best, model, seed) for each in codes.split(restarts)]
+            codes.direction = torch.cat(nearest).repeat_interleave(restarts, 0)
+        target = logit.clamp(*model.info["logits"])
+        codes = descend(x, target, codes, start, model, refine)
+        return [
+            _inversion(*part, model)
+            for part in zip(
+                x.split(1), target.split(1), codes.split(restarts), start.split(restarts)
+            )
+        ]
+
+
+@torch.no_grad()
+def _inversion(x: Tensor, target: Tensor, codes: Codes, start: Tensor, model: Model) -> Inversion:
+    """What the restarts of one image found, the best first."""
+    loss, drawn = inversion_loss(x, target, codes, start, model, DOSES)
+    order, drawn = loss.argsort(), drawn.clamp(-1, 1)
+    return Inversion(codes.ranked(order), drawn[0, order], drawn[1:, order].transpose(0, 1))
 
 
 def descend(
     x: Tensor, target: Tensor, codes: Codes, start: Tensor, model: Model, steps: int
 ) -> Codes:
-    """The codes, optimised with Adam: all for the first steps, then the best alone. The learning
-    rate falls to 0 over the second half of the steps."""
-    dropped, order, first, optimiser = None, None, start, _optimiser(codes)
+    """The codes of B images, K restarts of each in turn, optimised with Adam: all for the first
+    steps, then each image's best alone. The learning rate falls to 0 over the second half of the
+    steps."""
+    restarts = len(start) // len(x)
+    dropped, order, optimiser = None, None, _optimiser(codes)
+    asked = [t.repeat_interleave(restarts, 0) for t in (x, target)] + [start]
     for step in range(steps):
-        if step == CONFIG.tried and len(codes.w1) > 1:
-            with torch.no_grad():
-                order = inversion_loss(x, target, codes, start, model, DOSES)[0].argsort()
-            dropped, first = codes.ranked(order[1:]), start[order[:1]]
-            codes, optimiser = _alone(codes, optimiser, order[:1])
+        if step == CONFIG.tried and restarts > 1:
+            order = _ranks(x, target, codes, start, model)  # [B, K]
+            best, others = order[:, 0], order[:, 1:].flatten()
+            dropped, asked = codes.ranked(others), [x, target, start[best]]
+            codes, optimiser = _alone(codes, optimiser, best)
         for group, rate in zip(optimiser.param_groups, (CONFIG.rate, CONFIG.rate / 3)):
             group["lr"] = rate * min(1.0, 2 * (1 - step / steps))
-        dose = DOSES[step % len(DOSES)]
-        loss, _ = inversion_loss(x, target, codes, first, model, (dose,))
+        x_asked, target_asked, first = asked
+        dose = TURNS[step % len(TURNS)]
+        loss, _ = inversion_loss(x_asked, target_asked, codes, first, model, (dose,))
         optimiser.zero_grad()
         loss.sum().backward(inputs=codes.free)
         optimiser.step()
         with torch.no_grad():
             codes.z2.copy_(within(codes.z2))
     with torch.no_grad():
-        return codes if dropped is None else codes.beside(dropped).ranked(order.argsort())
+        if dropped is None:
+            return codes
+        back = torch.cat([order[:, 0], order[:, 1:].flatten()]).argsort()
+        return codes.beside(dropped).ranked(back)
+
+
+@torch.no_grad()
+def _ranks(x: Tensor, target: Tensor, codes: Codes, start: Tensor, model: Model) -> Tensor:
+    """The rows [B, K] of each image's restarts, the best first."""
+    restarts = len(start) // len(x)
+    parts = zip(x.split(1), target.split(1), codes.split(restarts), start.split(restarts))
+    losses = [inversion_loss(*part, model, DOSES)[0] for part in parts]
+    return torch.stack([i * restarts + loss.argsort() for i, loss in enumerate(losses)])
 
 
 def _optimiser(codes: Codes) -> torch.optim.Adam:
     for latent in codes.free:
         latent.requires_grad_()
-    return torch.optim.Adam([{"params": codes.free[:1]}, {"params": codes.free[1:]}])
+    groups = [{"params": codes.free[:1]}, {"params": codes.free[1:]}]
+    return torch.optim.Adam(groups, betas=CONFIG.betas)
 
 
 def _alone(
-    codes: Codes, optimiser: torch.optim.Adam, row: Tensor
+    codes: Codes, optimiser: torch.optim.Adam, rows: Tensor
 ) -> tuple[Codes, torch.optim.Adam]:
-    """The codes of one restart, and an optimiser that goes on with what is known of it."""
+    """The codes of these restarts, and an optimiser that goes on with what is known of them."""
     with torch.no_grad():
-        kept = codes.ranked(row)
+        kept = codes.ranked(rows)
     following = _optimiser(kept)
     for before, after in zip(codes.free, kept.free):
         state = optimiser.state[before]
         following.state[after] = {
             "step": state["step"],
-            "exp_avg": state["exp_avg"][row],
-            "exp_avg_sq": state["exp_avg_sq"][row],
+            "exp_avg": state["exp_avg"][rows],
+            "exp_avg_sq": state["exp_avg_sq"][rows],
         }
     return kept, following
 
@@ -214,7 +251,8 @@ def inversion_loss(
     x: Tensor, target: Tensor, codes: Codes, start: Tensor, model: Model, doses: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """The loss [K] of each restart, summed over n `doses`, and its images [1 + n, K, 1, R, R]: the
-    reconstruction, then the path at the doses, not clipped.
+    reconstruction, then the path at the doses, not clipped. x, target: of all restarts, [1, 1, R, R]
+    and [1], or of each, [K, 1, R, R] and [K].
 
     The loss has six terms: the distance of the reconstruction from the image; the difference of
     their logits; the distance of the path's logits from those that the doses name (at dose 0 a
@@ -231,12 +269,12 @@ def inversion_loss(
     wanted = torch.cat([target.expand(k), named])
     answers = F.smooth_l1_loss(model.classifier(drawn), wanted, reduction="none")
     response, path = answers[:k], answers[k:]
-    image = torch.stack([losses.image(one[None], x) for one in drawn[:k]])
+    image = losses.image(drawn[:k], x.expand_as(drawn[:k]))
     change = (drawn[k:] - drawn[:k].repeat(n, 1, 1, 1)).abs().mean((1, 2, 3))
     away = (codes.w1 - start).square().mean((1, 2))
     detail = codes.detail.square().mean((1, 2, 3))
     firmness = torch.where(target > 0, CONFIG.path_diseased, CONFIG.path_healthy)
-    along = (firmness * path + CONFIG.change * change).view(n, k).sum(0)
+    along = (firmness * path.view(n, k) + CONFIG.change * change.view(n, k)).sum(0)
     fixed = CONFIG.image * image + CONFIG.response * response
     fixed = fixed + CONFIG.away * away + CONFIG.detail * detail
     return n * fixed + along, drawn.unflatten(0, (1 + n, k))

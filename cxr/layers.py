@@ -4,6 +4,8 @@ Images are `[N, 1, R, R]` in [-1, 1]; `w1` and `w2` are the style vectors of str
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -79,10 +81,14 @@ class EqualLinear(nn.Module):
         self.weight = nn.Parameter(normal(outputs, inputs, over=rate))
         self.bias = None if bias is None else nn.Parameter(torch.full((outputs,), bias / rate))
         self.scale, self.rate = rate / math.sqrt(inputs), rate
+        self.made: tuple | None = None  # within `settled`
+
+    def make(self) -> tuple[Tensor, Tensor | None]:
+        """The weights and the bias in use."""
+        return self.weight * self.scale, None if self.bias is None else self.bias * self.rate
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias * self.rate
-        return F.linear(x, self.weight * self.scale, bias)
+        return F.linear(x, *(self.made or self.make()))
 
 
 class EqualConv(nn.Module):
@@ -93,12 +99,33 @@ class EqualConv(nn.Module):
         raw = normal(outputs, inputs, kernel, kernel)
         self.raw = nn.Parameter(raw.to(memory_format=torch.channels_last))
         self.scale = 1 / math.sqrt(inputs * kernel * kernel)
+        self.made: tuple | None = None  # within `settled`
+
+    def make(self) -> tuple[Tensor, Tensor]:
+        """The weights in use, [O, I, K, K], and the sums [I, O] of their squares over the kernel."""
+        weight = self.raw * self.scale
+        return weight, weight.square().sum((2, 3)).T
 
     def weight(self) -> Tensor:
-        return self.raw * self.scale
+        return self.raw * self.scale if self.made is None else self.made[0]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight(), padding=self.raw.shape[2] // 2)
+
+
+@contextmanager
+def settled(network: nn.Module) -> Iterator[None]:
+    """Within it, the network's weights stay as they are, so that what its layers make of them is
+    made once. A descent on codes asks for it at every step."""
+    layers = [m for m in network.modules() if isinstance(m, EqualLinear | EqualConv)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.made = layer.make()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.made = None
 
 
 class Mapping(nn.Module):
@@ -178,8 +205,8 @@ class ModulatedLayer(nn.Module):
         self.up = up
 
     def forward(self, x, s, s_next, eps, w1, w2) -> tuple[Tensor | None, Tensor | None]:
-        weight = self.conv.weight()
-        d = (s.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()  # [N, O]
+        weight, energy = self.conv.made or self.conv.make()
+        d = (s.square() @ energy + 1e-8).rsqrt()  # [N, O]
         if self.up:
             c = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [N, O, 2H + 1, 2W + 1]
         else:

@@ -1,5 +1,5 @@
-"""Losses for training the GAN, except the adversarial and the classifier's loss. Each is a mean
-over images. The inversion uses `image`, too."""
+"""Losses for training the GAN, except the adversarial and the classifier's loss. Each but `image`,
+which the inversion uses, too, is a mean over images."""
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +35,9 @@ def proximity(pairs: Tensor) -> Tensor:
 
 
 def image(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute difference of images [N, 1, R, R] at three scales, plus 1 - SSIM."""
-    loss = 1 - metrics.ssim(x, y).mean()
+    """Mean absolute difference [N] of images [N, 1, R, R] at three scales, plus 1 - SSIM."""
+    loss = 1 - metrics.ssim(x, y)
     for _ in range(3):
-        loss = loss + (x - y).abs().mean()
+        loss = loss + (x - y).abs().mean((1, 2, 3))
         x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
     return loss

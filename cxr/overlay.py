@@ -9,8 +9,8 @@ The answer has to be the same under noise. A change that a little noise undoes i
 pattern and does not convince another classifier.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -21,6 +21,7 @@ from cxr.device import rng
 
 CELLS = 16  # of the mask along each side: a coarse mask makes no adversarial pattern
 STEPS = 60  # of the gradient descent
+NOISES = 60  # patterns of noise, which the steps take in turn
 AT_ONCE = 10  # images that are only asked: no more memory than a question with a gradient needs
 PRICE = 0.6  # weight of the share of the change, against the share of the response that is missing
 NOISE = 0.1  # standard deviation; images are in [-1, 1]
@@ -58,38 +59,41 @@ class Overlay:
 
 
 def lay_over(
-    image: Tensor,
-    along: Callable[[Tensor], Tensor],
-    own: float,
+    images: Tensor,
+    paths: Sequence[Callable[[Tensor], Tensor]],
+    own: Sequence[float],
     classifier: nn.Module,
-    logit: Tensor,
-    region: Tensor | float = 1.0,
-) -> Overlay:
-    """The overlay on an image [1, 1, R, R], with the mask that the classifier needs. along, own: as
-    in `Overlay`; logit: the classifier's logit [1] of the image; region: where the image may change,
-    [1, 1, R, R] in [0, 1]."""
-    whole = Overlay(image, along, own, region)
+    logits: Tensor,
+    regions: Sequence[Tensor | float],
+) -> list[Overlay]:
+    """The overlays on images [B, 1, R, R], each with the mask that the classifier needs. paths, own:
+    `along` and `own` of each `Overlay`; logits: the classifier's [B] on the images; regions: where
+    each image may change, [1, 1, R, R] in [0, 1]."""
+    whole = [Overlay(*one) for one in zip(images.split(1), paths, own, regions)]
     with torch.no_grad():
-        end = whole(torch.tensor([whole.other], device=image.device))
-    return Overlay(image, along, own, region * needed(image, end, classifier, logit))
+        ends = torch.cat([one(one.image.new_tensor([one.other])) for one in whole])
+    masks = needed(images, ends, classifier, logits)
+    return [replace(one, mask=one.mask * mask) for one, mask in zip(whole, masks.split(1))]
 
 
-def needed(x: Tensor, y: Tensor, classifier: nn.Module, logit: Tensor) -> Tensor:
-    """The mask [1, 1, R, R] in [0, 1] with the least change that is needed: where `x` [1, 1, R, R]
-    has to become `y` so that the classifier answers as it answers to `y`. logit: the classifier's
-    logit [1] of `x`."""
-    noises = NOISE * torch.randn(STEPS, *x.shape, generator=rng(0)).to(x.device)
+def needed(x: Tensor, y: Tensor, classifier: nn.Module, logits: Tensor) -> Tensor:
+    """The masks [B, 1, R, R] in [0, 1] with the least change that is needed: where each `x`
+    [B, 1, R, R] has to become `y` so that the classifier answers as it answers to `y`. logits: the
+    classifier's logits [B] of `x`."""
+    noises = NOISE * torch.randn(NOISES, 1, *x.shape[1:], generator=rng(0)).to(x.device)
     with torch.no_grad():
-        response = (classifier(y) - logit).abs().clamp_min(1e-6)
-        answers = torch.cat([classifier(y + part[:, 0]) for part in noises.split(AT_ONCE)])
-    whole = (y - x).abs().sum().clamp_min(1e-6)
+        response = (classifier(y) - logits).abs().clamp_min(1e-6)
+        shown = (y + noises).flatten(0, 1).split(AT_ONCE)
+        answers = torch.cat([classifier(part) for part in shown]).view(NOISES, len(y))
+    whole = (y - x).abs().sum((1, 2, 3)).clamp_min(1e-6)
     with torch.enable_grad():
-        cells = torch.full((1, 1, CELLS, CELLS), 2.0, device=x.device).requires_grad_()
+        cells = torch.full((len(x), 1, CELLS, CELLS), 2.0, device=x.device).requires_grad_()
         optimiser = torch.optim.Adam([cells], 0.2)
-        for noise, asked in zip(noises, answers):
+        for step in range(STEPS):
+            turn = step % NOISES
             change = _mask(cells, x) * (y - x)
-            lacking = (classifier(x + change + noise) - asked).abs() / response
-            loss = lacking + PRICE * change.abs().sum() / whole
+            lacking = (classifier(x + change + noises[turn]) - answers[turn]).abs() / response
+            loss = lacking + PRICE * change.abs().sum((1, 2, 3)) / whole
             optimiser.zero_grad()
             loss.sum().backward(inputs=[cells])
             optimiser.step()

@@ -300,7 +300,8 @@ class Trainer:
             "G": F.softplus(-score).mean(),
             "response": F.smooth_l1_loss(logits, torch.cat(target)) * self.config.response,
             "latent": losses.latent(w1_read, z2_read, fakes.w1, fakes.z2) * self.config.latent,
-            "image": losses.image(fakes.reconstructions, fakes.originals) * self.config.image,
+            "image": losses.image(fakes.reconstructions, fakes.originals).mean()
+            * self.config.image,
             "proximity": losses.proximity(fakes.images) * self.config.proximity,
             "dose": (fakes.encoded_doses - self.model.dose(target[1])).square().mean(),
         }

@@ -25,7 +25,8 @@ def x(request):
 
 def inverted(x, model, restarts=2, refine=3, seed=0):
     with torch.no_grad():
-        return invert(x, model.classifier(x), model.encoder(x), model, restarts, refine, seed)
+        asked = x, model.classifier(x), model.encoder(x), model
+        return invert(*asked, restarts, refine, seed)[0]
 
 
 def test_a_healthy_image_gets_a_direction_of_its_own_and_a_diseased_one_goes_by_its_disease(
@@ -101,3 +102,18 @@ def test_several_images_codes_are_joined_under_the_first_ones_noise(bright, x):
     both = Codes.together([one, two])
     assert torch.equal(both.w1, torch.cat([one.w1, two.w1])) and both.noise is one.noise
     torch.testing.assert_close(both.u, torch.cat([one.u, two.u]))
+
+
+def test_each_of_several_images_gets_the_codes_that_it_gets_alone(bright, x):
+    sign = 1 if x.mean() > 0 else -1
+    images = torch.cat([x, 0.8 * x + 0.1 * sign, x.flip(3)])
+    with torch.no_grad():
+        asked = images, bright.classifier(images), bright.encoder(images), bright
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inversion, "CONFIG", inversion.Config(tried=2))
+            together = invert(*asked, restarts=2, refine=6, seed=0)
+            alone = [inverted(one, bright, refine=6) for one in images.split(1)]
+    for found, expected in zip(together, alone, strict=True):
+        for a, b in zip(found.codes.free, expected.codes.free, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.walks, expected.walks, atol=1e-4, rtol=0)

@@ -26,9 +26,10 @@ def image():
     return torch.rand(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) - 0.2
 
 
-def lay_over(image, along, own, classifier):
-    """The overlay, with the logit that its caller knows."""
-    return overlay.lay_over(image, along, own, classifier, classifier(image))
+def lay_over(image, along, own, classifier, region=1.0):
+    """The overlay on one image, with the logit that its caller knows."""
+    logit = classifier(image)
+    return overlay.lay_over(image, [along], [own], classifier, logit, [region])[0]
 
 
 def path(doses):
@@ -89,6 +90,19 @@ def test_the_mask_does_not_depend_on_the_scale_of_the_logits(image, scale):
     torch.testing.assert_close(*masks, atol=0.02, rtol=0)
 
 
+def test_each_of_several_images_gets_the_overlay_that_it_gets_alone(image):
+    images = torch.cat([image, image.flip(3), image.square()])
+    own, region = [0.7, 0.4, 0.9], torch.ones_like(image)
+    region[..., :12] = 0
+    regions = [1.0, 1.0, region]
+    logits = Patch()(images)
+    together = overlay.lay_over(images, [path] * 3, own, Patch(), logits, regions)
+    for i, found in enumerate(together):
+        alone = lay_over(images[i : i + 1], path, own[i], Patch(), regions[i])
+        assert found.own == alone.own and torch.equal(found.image, alone.image)
+        torch.testing.assert_close(found.mask, alone.mask, atol=1e-3, rtol=0)
+
+
 def test_nothing_to_change_is_no_error(image):
     mask = overlay.needed(image, image, Patch(), Patch()(image))
     assert torch.isfinite(mask).all()
@@ -97,7 +111,7 @@ def test_nothing_to_change_is_no_error(image):
 def test_an_overlay_changes_nothing_outside_its_region(image):
     region = torch.zeros(1, 1, SIZE, SIZE)
     region[..., 4:20, 10:30] = 1
-    laid = overlay.lay_over(image, path, 0.8, Patch(), Patch()(image), region)
+    laid = lay_over(image, path, 0.8, Patch(), region)
     outside = region == 0
     assert torch.equal(laid(torch.tensor([0.0]))[outside], image[outside])
     assert laid.mask[..., 8:14, 18:24].mean() > 0.9  # what the classifier looks at does change

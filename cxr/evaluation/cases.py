@@ -1,6 +1,8 @@
 """How good the explanation of each image is: all measures that are taken image by image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from cxr.evaluation import heatmaps
 from cxr.evaluation.intervals import Figures
 from cxr.evaluation.places import Places
 from cxr.evaluation.realism import pools
-from cxr.explain import explain
+from cxr.explain import at_once, explain_group
 from cxr.explanation import CHANGED, Explanation, share
 from cxr.inversion import Codes
 
@@ -53,13 +55,19 @@ class Judge:
         self.thresholds: dict[str, float] = {}
         self.apart = typical_distance(self.oracle, self.data, self.device)
 
-    def explain(self, row: int, model: Model | None = None) -> Explanation:
-        return self.of(to_tensor(self.data.images[row : row + 1], self.device), model)
+    @cached_property
+    def many(self) -> int:
+        """How many images are explained at once."""
+        return at_once(self.model)
 
-    def of(self, x: Tensor, model: Model | None = None) -> Explanation:
-        """The explanation of an image [1, 1, R, R]."""
+    def explain(self, rows: Sequence[int]) -> list[Explanation]:
+        return self.of(to_tensor(self.data.images[list(rows)], self.device))
+
+    def of(self, x: Tensor, model: Model | None = None) -> list[Explanation]:
+        """The explanations of images [B, 1, R, R]."""
         options = {"refine": self.refine, "within": self.within, "seed": self.seed}
-        return explain(x, model or self.model, **options)
+        groups = (group.split(1) for group in x.split(self.many))
+        return [e for g in groups for e in explain_group(g, model or self.model, **options)]
 
     def judge(self, rows: np.ndarray, explanations: list[Explanation]) -> list[Figures]:
         """The figures of each row, from its explanation; at most GROUP rows."""
@@ -225,49 +233,61 @@ class Judge:
         place = (self.healthy - x).square().mean((1, 2, 3)).argmin()
         return self.healthy[place : place + 1]
 
-    def tune(self, row: int) -> dict[str, np.ndarray]:
-        """The IoU of each map of a validation image at every threshold."""
-        e, place = self.explain(row), self.place(self.masks, row)
-        return {
-            name: heatmaps.iou_curve(magnitude(heat).cpu().numpy(), place)
-            for name, heat in self.maps(e, row).items()
-        }
+    def tune(self, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """The IoU of each map of each validation image at every threshold."""
+        return [
+            {
+                name: heatmaps.iou_curve(magnitude(heat).cpu().numpy(), self.place(self.masks, row))
+                for name, heat in self.maps(e, row).items()
+            }
+            for e, row in zip(self.explain(rows), rows)
+        ]
 
-    def randomisation(self, e: Explanation, row: int) -> Figures:
-        """Spearman's correlation of each map with the map of a CNN with more and more randomised
-        layers (Adebayo et al. 2018). The inversion is repeated for each of these CNNs. Keys:
-        ("randomisation", METHOD, stage); in the last stage also ("randomisation", METHOD,
+    def randomisation(self, explanations: list[Explanation], rows: Sequence[int]) -> list[Figures]:
+        """Spearman's correlation of each map of each image with the map of a CNN with more and more
+        randomised layers (Adebayo et al. 2018). The inversion is repeated for each of these CNNs.
+        Keys: ("randomisation", METHOD, stage); in the last stage also ("randomisation", METHOD,
         "magnitude") for the magnitudes of the maps."""
-        maps, figures = self.maps(e, row), {}
+        each = list(zip(explanations, rows))
+        maps, figures = [self.maps(e, row) for e, row in each], [{} for _ in rows]
+        x = torch.cat([e.image for e in explanations])
         for stage in range(1, heatmaps.STAGES + 1):
             classifier = heatmaps.randomised(self.model.classifier, stage, self.seed)
             networks = self.model.networks | {"classifier": classifier}
             other = Model(networks, self.model.info, self.model.buffers, self.model.path)
-            for name, heat in self.maps(self.explain(row, other), row).items():
-                pair = maps[name], heat
-                figures["randomisation", name, str(stage)] = alike(*pair)
-                if stage == heatmaps.STAGES:
-                    figures["randomisation", name, "magnitude"] = alike(*map(magnitude, pair))
+            for e, row, before, found in zip(self.of(x, other), rows, maps, figures):
+                for name, heat in self.maps(e, row).items():
+                    pair = before[name], heat
+                    found["randomisation", name, str(stage)] = alike(*pair)
+                    if stage == heatmaps.STAGES:
+                        found["randomisation", name, "magnitude"] = alike(*map(magnitude, pair))
         return figures
 
-    def stability(self, e: Explanation, row: int) -> Figures:
-        """How far the image is from its reconstruction's reconstruction (composition) and from where
+    def stability(self, explanations: list[Explanation], rows: Sequence[int]) -> list[Figures]:
+        """How far each image is from its reconstruction's reconstruction (composition) and from where
         its counterfactual's own explanation leads back (reversibility), and how far each map moves
-        under noise. Five more explanations are made for this."""
-        end = e.frames[e.numbers["counterfactual"]["frame"]][None]
-        again, back = (self.of(x) for x in (e.reconstructions[:1], end))
-        home = back.frames[(back.doses - e.overlay.own).abs().argmin()]
-        pairs = {"composition": again.reconstructions[0], "reversibility": home}
-        far = {name: (x - e.image[0]).abs().mean().item() / 2 for name, x in pairs.items()}
-        moved: dict[str, list[float]] = {}
+        under noise. Five more explanations of each image are made for this."""
+        asked = [e.reconstructions[:1] for e in explanations]
         for draw in range(DRAWS):
-            noise = 2 * NOISE * torch.randn(e.image.shape, generator=rng(self.seed, int(row), draw))
-            noisy = self.of((e.image + noise.to(self.device)).clamp(-1, 1))
-            for name, heat in e.maps.items():
-                change = (noisy.maps[name] - heat).norm() / heat.norm().clamp_min(1e-12)
-                moved.setdefault(name, []).append(change.item())
-        figures = {("stability", name, "max_sensitivity"): max(m) for name, m in moved.items()}
-        return _under("counterfactual", far) | figures
+            for e, row in zip(explanations, rows):
+                noise = torch.randn(e.image.shape, generator=rng(self.seed, int(row), draw))
+                asked.append((e.image + 2 * NOISE * noise.to(self.device)).clamp(-1, 1))
+        ends = [e.frames[e.numbers["counterfactual"]["frame"]][None] for e in explanations]
+        found, n = self.of(torch.cat(asked + ends)), len(rows)
+        again, *noisy, back = (found[first : first + n] for first in range(0, len(found), n))
+        figures = []
+        for i, e in enumerate(explanations):
+            home = back[i].frames[(back[i].doses - e.overlay.own).abs().argmin()]
+            pairs = {"composition": again[i].reconstructions[0], "reversibility": home}
+            far = {name: (x - e.image[0]).abs().mean().item() / 2 for name, x in pairs.items()}
+            moved = {
+                ("stability", name, "max_sensitivity"): max(
+                    apart(draw[i].maps[name], heat) for draw in noisy
+                )
+                for name, heat in e.maps.items()
+            }
+            figures.append(_under("counterfactual", far) | moved)
+        return figures
 
     def features(self, e: Explanation) -> dict[str, list[float]]:
         """The independent classifier's features of the counterfactual and of its overlay; empty if it
@@ -319,6 +339,11 @@ def typical_distance(oracle: nn.Module | None, data: Dataset, device: torch.devi
     a, b = x[: len(x) // 2], x[len(x) // 2 : len(x) // 2 * 2]
     other = [data.patients[i] != data.patients[j] for i, j in zip(rows, rows[len(a) :])]
     return (a - b).norm(dim=1)[torch.tensor(other)].mean().item() if any(other) else 0.0
+
+
+def apart(moved: Tensor, heat: Tensor) -> float:
+    """How far a map has moved, as a share of its length."""
+    return ((moved - heat).norm() / heat.norm().clamp_min(1e-12)).item()
 
 
 def alike(a: Tensor, b: Tensor) -> float:

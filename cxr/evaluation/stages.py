@@ -4,7 +4,7 @@ Ctrl-C and SIGTERM end a stage after the images that are being measured.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -90,18 +90,19 @@ def tuned_thresholds(
     rows = [row for row in candidates if judge.place(judge.masks, row) is not None][:TUNED]
     curves: dict[str, list[list[float]]] = {}
     with console.progress("tune", len(rows), quiet=not rows) as bar:
-        for row in rows:
+        for group in _groups(rows):
             if caught:
                 raise Interrupted(
                     "stopped before an image was explained: go on with the same command and "
                     "--resume"
                 )
-            if journal.get("tuning", row) is None:
-                tuned = {name: curve.tolist() for name, curve in judge.tune(row).items()}
-                journal.add("tuning", {row: tuned})
-            for name, curve in journal.get("tuning", row).items():
-                curves.setdefault(name, []).append(curve)
-            bar.advance()
+            if missing := [row for row in group if journal.get("tuning", row) is None]:
+                tuned = ({k: v.tolist() for k, v in curve.items()} for curve in judge.tune(missing))
+                journal.add("tuning", dict(zip(missing, tuned)))
+            for row in group:
+                for name, curve in journal.get("tuning", row).items():
+                    curves.setdefault(name, []).append(curve)
+            bar.advance(len(group))
     best = {name: np.mean(curve, 0).argmax() for name, curve in curves.items()}
     return {name: float(heatmaps.THRESHOLDS[place]) for name, place in best.items()}
 
@@ -118,14 +119,13 @@ def explained(
     cases: list[dict] = []
     explanations: dict[int, Explanation] = {}
     with console.progress("explain", len(rows)) as bar:
-        for first in range(0, len(rows), GROUP):
-            group = rows[first : first + GROUP]
+        for group in _groups(rows):
             if any(journal.get("case", row) is None for row in group):
                 if caught and cases:
                     break
-                paths = [judge.explain(row) for row in group]
+                paths = judge.explain(group)
                 journal.add("case", dict(zip(group, _cases(judge, group, paths))))
-                explanations |= list(zip(group, paths))[: max(RANDOMISED - first, 0)]
+                explanations |= list(zip(group, paths))[: max(RANDOMISED - len(cases), 0)]
             cases += [journal.get("case", row) for row in group]
             bar.advance(len(group))
     return cases, explanations
@@ -134,7 +134,7 @@ def explained(
 def again(
     judge: Judge,
     stage: str,
-    measure: Callable[[Explanation, int], Figures],
+    measure: Callable[[list[Explanation], Sequence[int]], list[Figures]],
     rows: np.ndarray,
     explanations: dict[int, Explanation],
     journal: Journal,
@@ -143,15 +143,16 @@ def again(
     """The figures of each row that a later stage measures, from its explanation."""
     figures = []
     with console.progress(stage, len(rows)) as bar:
-        for row in rows:
-            if journal.get(stage, row) is None:
+        for group in _groups(rows):
+            if missing := [row for row in group if journal.get(stage, row) is None]:
                 if caught:
                     break
-                if row not in explanations:
-                    explanations[row] = judge.explain(row)
-                journal.add(stage, {row: _joined(measure(explanations[row], row))})
-            figures.append(_figures(journal.get(stage, row)))
-            bar.advance()
+                unknown = [row for row in missing if row not in explanations]
+                explanations |= zip(unknown, judge.explain(unknown) if unknown else ())
+                measured = measure([explanations[row] for row in missing], missing)
+                journal.add(stage, dict(zip(missing, map(_joined, measured))))
+            figures += [_figures(journal.get(stage, row)) for row in group]
+            bar.advance(len(group))
     return figures
 
 
@@ -164,9 +165,14 @@ def examples(
     classes = [[row for row in rows if labels[row] == label] for label in (0, 1)]
     turns = [row for pair in zip_longest(*classes) for row in pair if row is not None][:SHOWN]
     return [
-        (int(labels[row]), explanations.get(row) or judge.explain(row))
+        (int(labels[row]), explanations.get(row) or judge.explain([row])[0])
         for row in sorted(turns, key=labels.item)
     ]
+
+
+def _groups(rows: Sequence[int]) -> list[Sequence[int]]:
+    """The rows, as many at a time as are measured together."""
+    return [rows[first : first + GROUP] for first in range(0, len(rows), GROUP)]
 
 
 def _cases(judge: Judge, group: np.ndarray, paths: list[Explanation]) -> list[dict]:

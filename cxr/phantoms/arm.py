@@ -187,7 +187,7 @@ def explained(arm: Arm, model: Model, sign: str, real: Model | None = None) -> l
     table, explanations = [], []
     with console.progress("explain", len(rows)) as bar:
         for row, (sample, burden) in zip(rows, known):
-            e = judge.explain(row)
+            (e,) = judge.explain([row])
             figures = of_judge(judge, e, row, markers)
             figures |= dose_figures(e, (real or model).classifier, burden, bool(sample.lesions))
             table.append(

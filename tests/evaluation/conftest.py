@@ -92,4 +92,4 @@ def judged(bright, xrays, masks):
     files = [places.mask_files(folder, "--masks", data) for folder in masks]
     own = cases.Judge(bright, data, None, *files, refine=1)
     row = int(data.rows("test")[-1])
-    return own, row, own.explain(row)
+    return own, row, own.explain([row])[0]

@@ -73,7 +73,7 @@ def test_path_figures_of_a_path_that_is_known(judged):
 
 def test_swapped_codes_are_scored_only_where_the_classes_differ(judged, xrays):
     own, _, e = judged
-    dark = own.explain(int(own.data.rows("test")[0]))
+    (dark,) = own.explain([int(own.data.rows("test")[0])])
     assert all(np.isnan(own.swap([e, e])))
     dose = {"classifier": lambda x: x.mean((1, 2, 3)), "generator": Disease()}
     model = Model({**own.model.networks, **dose}, own.model.info, own.model.buffers)

@@ -155,9 +155,9 @@ def test_after_ctrl_c_what_has_been_explained_is_measured(bright, xrays, tmp_pat
     monkeypatch.setattr(stages, "GROUP", 1)
     explain = evaluate.Judge.explain
 
-    def interrupted(self, row, model=None):
+    def interrupted(self, rows):
         signal.raise_signal(signal.SIGINT)
-        return explain(self, row, model)
+        return explain(self, rows)
 
     monkeypatch.setattr(evaluate.Judge, "explain", interrupted)
     found = evaluate.evaluate("bright", xrays, "val", tmp_path, limit=3, refine=0)

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture
 def few(bright, monkeypatch):
-    """Groups of two images, one of which is randomised."""
+    """Groups of two images, all of which are randomised."""
     monkeypatch.setattr(inputs, "load_model", lambda *a: bright)
     monkeypatch.setattr(stages, "GROUP", 2)
-    monkeypatch.setattr(stages, "RANDOMISED", 2)
+    monkeypatch.setattr(stages, "RANDOMISED", 4)
     monkeypatch.setattr(stages, "TUNED", 1)
     monkeypatch.setattr(evaluate.plots, "installed", lambda: False)
 
@@ -36,22 +36,23 @@ def run(few, xrays, masks, oracle):
 
 
 def stopping(monkeypatch, method, after, number=signal.SIGINT):
-    """A signal at a judge's call number `after` of a method; returns the list of rows asked."""
-    unchanged, rows = getattr(Judge, method), []
+    """A signal at a judge's call number `after` of a method; returns the list of how many were asked
+    in each call."""
+    unchanged, counts = getattr(Judge, method), []
 
     def stopped(self, *args):
-        rows.append(args[0])
-        if len(rows) == after:
+        counts.append(len(args[0]))
+        if len(counts) == after:
             signal.raise_signal(number)
         return unchanged(self, *args)
 
     monkeypatch.setattr(Judge, method, stopped)
-    return rows
+    return counts
 
 
 @pytest.mark.parametrize(
     "method, after, words",
-    [("judge", 1, "after 2 of 4 images"), ("randomisation", 1, "randomisation of 1 of 2 images")],
+    [("judge", 1, "after 2 of 4 images"), ("randomisation", 1, "randomisation of 2 of 4 images")],
 )
 def test_a_resumed_evaluation_ends_like_one_without_a_stop(
     run, tmp_path, monkeypatch, method, after, words
@@ -62,11 +63,11 @@ def test_a_resumed_evaluation_ends_like_one_without_a_stop(
         part = run(tmp_path / "part")
     assert part["about"]["stopped"] and words in " ".join(part["about"]["notes"])
     assert part["reconstruction"]["psnr"]["n"] == (2 if method == "judge" else 4)
-    rows = stopping(monkeypatch, "explain", after=-1)
+    counts = stopping(monkeypatch, "of", after=-1)
     assert run(tmp_path / "part", resume=True) == whole
-    # two images still to be explained, the first two again for their cascades of two stages each;
-    # or one again for its own
-    assert len(rows) == (2 + 2 + 4 if method == "judge" else 1 + 2)
+    # two images still to be explained, the first two again for what comes later: of all four, five
+    # explanations for their stability and a cascade of two stages; or two again for their cascades
+    assert sum(counts) == (2 + 2 + 4 * (5 + 2) if method == "judge" else 2 + 2 * 2)
     assert (tmp_path / "part" / "evaluation.json").read_bytes() == (
         tmp_path / "whole" / "evaluation.json"
     ).read_bytes()
@@ -87,19 +88,20 @@ def test_a_group_that_was_kept_in_part_is_measured_as_a_whole(run, tmp_path, mon
     cases = [line for line in lines if '"stage": "case"' in line]
     kept = [line for line in lines if line not in cases[3:] and "finished" not in line]
     (tmp_path / NAME).write_text("".join(kept))
-    rows = stopping(monkeypatch, "explain", after=-1)
-    assert run(tmp_path, resume=True) == whole and len(rows) == 2
+    counts = stopping(monkeypatch, "explain", after=-1)
+    assert run(tmp_path, resume=True) == whole and sum(counts) == 2
 
 
 def test_a_stop_before_the_first_image_keeps_what_was_tuned(run, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "TUNED", 2)
+    monkeypatch.setattr(stages, "GROUP", 1)
     with monkeypatch.context() as patch:
         stopping(patch, "tune", 1)
         with pytest.raises(Interrupted, match="before an image was explained"):
             run(tmp_path)
-    rows = stopping(monkeypatch, "tune", after=-1)
+    counts = stopping(monkeypatch, "tune", after=-1)
     assert run(tmp_path, resume=True)["reconstruction"]["psnr"]["n"] == 4
-    assert len(rows) == 1
+    assert counts == [1]
 
 
 @pytest.mark.parametrize("change", [{"refine": 2}, {"limit": 3}, {"seed": 1}, {"oracle": None}])
@@ -122,7 +124,7 @@ def test_thresholds_are_best_on_validation_images(judged, monkeypatch):
     judge, _, _ = judged
     curve = np.zeros(len(stages.heatmaps.THRESHOLDS))
     curve[6] = 1
-    monkeypatch.setattr(Judge, "tune", lambda self, row: {"edges": curve})
+    monkeypatch.setattr(Judge, "tune", lambda self, rows: [{"edges": curve}] * len(rows))
     assert stages.tuned_thresholds(judge) == {"edges": pytest.approx(0.35)}
 
 
@@ -138,7 +140,7 @@ def test_examples_are_the_first_of_each_class_healthy_ones_above(judged, xrays):
 def test_randomisation_is_kept_image_by_image(judged, monkeypatch):
     judge, row, e = judged
     kept = Journal(judge.data)
-    monkeypatch.setattr(Judge, "randomisation", lambda *a: {("randomisation", "edges", "1"): 0.5})
+    monkeypatch.setattr(Judge, "randomisation", lambda *a: [{("randomisation", "edges", "1"): 0.5}])
     first = stages.again(judge, "randomisation", judge.randomisation, [row], {row: e}, kept, [])
     monkeypatch.setattr(Judge, "randomisation", lambda *a: pytest.fail("again"))
     measure = "randomisation", judge.randomisation
