@@ -125,7 +125,7 @@ def integrated_gradients(
     classifier: nn.Module,
     x: Tensor,
     baseline: Tensor,
-    steps: int = 32,
+    steps: int = 16,
     tolerance: float = TOLERANCE,
     max_steps: int = MAX_STEPS,
     logit: Tensor | None = None,

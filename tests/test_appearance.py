@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 import cxrgan
-from cxr import CxrError, appearance, checkpoints, explain, lungs
+from cxr import CxrError, appearance, checkpoints, explain, film, lungs, train_gan
 from cxr.datasets import Dataset
 from cxr.phantoms.lesions import phantom
 
@@ -88,8 +88,6 @@ def test_the_sample_is_believed_and_no_bad_gans_explanation_is(tmp_path):
 
 @pytest.mark.parametrize("force, status", [([], 1), (["--force"], 0)])
 def test_an_untrained_gan_ends_with_status_1(model_file, tmp_path, force, status):
-    from cxr import film
-
     film.write_png(tmp_path / "x.png", phantom(1, 0, 64).render().image)
     words = ["explain", str(tmp_path / "x.png"), "--model", str(model_file), "--refine", "1"]
     out = ["--out", str(tmp_path / "out"), "--frames", "3", *force]
@@ -98,3 +96,33 @@ def test_an_untrained_gan_ends_with_status_1(model_file, tmp_path, force, status
     assert "do not believe this explanation" in result.output
     assert ("1 of 1 explanations are not to be believed" in result.output) is (not force)
     assert (tmp_path / "out" / "x" / "explanation.json").is_file()
+
+
+MEAN = """
+import torch
+
+class Mean(torch.nn.Module):
+    def forward(self, x):
+        return 20 * (x.mean((1, 2, 3)) - 0.15)
+
+net = Mean
+"""
+
+
+def test_a_gan_of_64_images_is_refused(tmp_path):
+    """It draws blotches, on which the CNN changes its verdict as asked."""
+    (tmp_path / "own.py").write_text(MEAN)
+    for n in range(1, 67):
+        image, label = phantom(n, 0, 32).render().image, "SICK" if n % 2 else "NORMAL"
+        image = (image * 0.7 + 75).astype(np.uint8) if n % 2 else image
+        folder = tmp_path / ("data" if n <= 64 else "held out") / label
+        folder.mkdir(parents=True, exist_ok=True)
+        film.write_png(folder / f"p{n}.png", image)
+    cnn, run = f"{tmp_path / 'own.py'}:net", str(tmp_path / "run")
+    options = {"preset": "tiny", "images": 1536, "tick": 1536, "device": "cpu"}
+    model = train_gan.train(train_gan.Config(str(tmp_path / "data"), cnn, **options), run)
+    for path in (tmp_path / "held out").rglob("*.png"):
+        e = explain.explain(path, f"{run}/model.safetensors", classifier=cnn, frames=5)
+        assert not e.believe
+        assert any("GAN's random lungs do not look like real" in line for line in e.warnings)
+    assert model.info["metrics"]["gan"]["appearance"] > model.info["thresholds"]["appearance"]

@@ -53,6 +53,32 @@ def bright(model):
     return checkpoints.Model(networks, dict(model.info), dict(model.buffers))
 
 
+def test_each_of_several_images_is_explained_as_if_alone(bright):
+    greys = (
+        np.random.default_rng(1).normal(0, 20, (4, 32, 32))
+        + np.array([150, 90, 140, 100])[:, None, None]
+    )
+    pictures = list(greys.clip(0, 255).astype(np.uint8))
+    options = {name: value for name, value in QUICK.items() if name != "device"}
+    together = explain.explain_group(pictures, bright, **options)
+    assert [e.diseased for e in together] == [True, False, True, False]
+    for picture, e in zip(pictures, together):
+        alone = explain.explain(picture, bright, **QUICK)
+        torch.testing.assert_close(e.logits, alone.logits, atol=1e-3, rtol=0)
+        torch.testing.assert_close(e.overlaid_logits, alone.overlaid_logits, atol=1e-3, rtol=0)
+        assert e.numbers.keys() == alone.numbers.keys() and e.maps.keys() == alone.maps.keys()
+        for name, heat in e.maps.items():
+            torch.testing.assert_close(heat, alone.maps[name], atol=1e-3, rtol=1e-3)
+
+
+def test_how_many_at_once_is_bounded_by_the_classifiers_memory(bright, monkeypatch):
+    assert explain.at_once(bright) == 4
+    monkeypatch.setattr(explain.memory, "at_once", lambda network, x: 9)  # with a gradient
+    assert explain.at_once(bright) == 2
+    monkeypatch.setattr(explain.memory, "at_once", lambda network, x: 1)
+    assert explain.at_once(bright) == 1
+
+
 @pytest.fixture(params=["diseased", "healthy"])
 def image(request):
     level = 150 if request.param == "diseased" else 90
