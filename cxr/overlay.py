@@ -21,7 +21,7 @@ from cxr.device import rng
 
 CELLS = 16  # of the mask along each side: a coarse mask makes no adversarial pattern
 STEPS = 60  # of the gradient descent
-NOISES = 60  # patterns of noise, which the steps take in turn
+NOISES = 12  # patterns of noise, which the steps take in turn
 AT_ONCE = 10  # images that are only asked: no more memory than a question with a gradient needs
 PRICE = 0.6  # weight of the share of the change, against the share of the response that is missing
 NOISE = 0.1  # standard deviation; images are in [-1, 1]

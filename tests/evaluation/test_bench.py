@@ -66,6 +66,7 @@ def test_a_training_step_is_measured_in_each_variant():
 
 def test_the_parts_of_an_explanation_are_within_its_time():
     found = bench.bench("explain", "cpu", ("tiny",), rounds=1)["explain"][0]
-    parts = found.keys() - {"preset", "unit", "total"}
+    parts = found.keys() - {"preset", "unit", "total", "at_once", "each_at_once"}
+    assert found["at_once"] == 4 and 0 < found["each_at_once"] < found["total"]
     assert {"invert", "lay_over", "heat_maps"} < parts
     assert 0.9 * found["total"] < sum(found[part] for part in parts) <= found["total"]
