@@ -13,7 +13,7 @@ from cxr.evaluation import measures, registry
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"pneumonia": "pneumonia", "covid": "COVID-19"}
 STUDIES = {  # pages of docs/, and the columns of their tables
-    "three-classes": {"bacterial": "BACTERIAL", "viral": "VIRAL"},
+    "three-classes": {"bacterial": "BACTERIAL", "viral": "VIRAL", "normal": "NORMAL"},
     "resnet18": {"resnet18": "ResNet-18"},
 }
 MEASURES = {

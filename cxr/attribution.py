@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxr import CxrError
-from cxr.cnn import memory
+from cxr.cnn import cost
 
 TOLERANCE = 0.01  # completeness error at which an integral counts as converged
 MAX_STEPS = 1024
@@ -277,10 +277,10 @@ def _interleaved(a: Tensor, b: Tensor) -> Tensor:
 def _in_parts(classifier: nn.Module, t: Tensor, pixels: int, ask: Callable) -> Iterator:
     """What `ask` gives for the first of t [K] alone, at which it is counted what the classifier
     keeps for its gradient, then for as many at once as memory allows."""
-    with memory.counted(classifier) as kept:
+    with cost.counted(classifier) as kept:
         first = ask(t[:1])
     yield first
-    chunk = min(PIXELS_AT_ONCE // pixels, memory.BYTES_AT_ONCE // max(1, kept()))
+    chunk = min(PIXELS_AT_ONCE // pixels, cost.BYTES_AT_ONCE // max(1, kept()))
     for part in t[1:].split(max(1, chunk)) if len(t) > 1 else ():
         yield ask(part)
 

@@ -19,7 +19,7 @@ from cxr import CxrError, UsageError, attribution, images, inversion, lungs, wei
 from cxr.belief import verdict
 from cxr.checkpoints import Model, load_classifier, load_model, shipped
 from cxr.classifier import to_tensor
-from cxr.cnn import memory
+from cxr.cnn import cost
 from cxr.cnn.fingerprint import fingerprint, same
 from cxr.cnn.own import name_of
 from cxr.device import prepare as prepare_device
@@ -136,7 +136,7 @@ def at_once(model: Model) -> int:
     size, gpu = model.info["size"], model.device.type == "cuda"
     x = torch.zeros(1, 1, size, size, device=model.device)
     asked = 4  # images with a gradient in a step for each: two restarts, each with two
-    return max(1, min(32 if gpu else 4, memory.at_once(model.classifier, x) // asked))
+    return max(1, min(32 if gpu else 4, cost.at_once(model.classifier, x) // asked))
 
 
 def _region(lung: Tensor, within: str | None) -> Tensor | float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cxr import attribution, metrics
 from cxr.checkpoints import load_classifier, load_model
 from cxr.classifier import predict, to_tensor
-from cxr.cnn import contract, memory, own
+from cxr.cnn import contract, cost, own
 from cxr.cnn.adapter import Resize
 from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset, open_dataset
@@ -93,7 +93,7 @@ def _told_apart(
 
 def _costs(network: nn.Module, x: Tensor) -> dict[str, str]:
     """What one explanation and each 1,000 images of a GAN's training take of the CNN's time."""
-    with torch.enable_grad(), memory.counted(network) as kept:
+    with torch.enable_grad(), cost.counted(network) as kept:
         network(x[:1].detach().requires_grad_())
     start = time.perf_counter()
     attribution.gradient(network, x)

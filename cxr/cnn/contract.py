@@ -67,7 +67,7 @@ def _reshaped(y: Tensor, n: int) -> str:
         return "add .flatten()"
     if y.ndim == 2 and len(y) == n:
         return (
-            "say --target NAME or NUMBER, or wrap it in cxr.adapt(module, output='logits', "
+            "say --target NAME or NUMBER, or wrap it in cxrgan.adapt(module, output='logits', "
             "target=...)"
         )
     return "end in a pooling and a linear layer, or keep the batch apart"
@@ -152,7 +152,7 @@ def unbounded(asked: Asked) -> str | None:
         return None
     return (
         f"all answers lie within [0, 1] ({lowest:.2f} to {highest:.2f}), which looks like "
-        "probabilities: return the logit, or say cxr.adapt(module, output='probability', ...)"
+        "probabilities: return the logit, or say cxrgan.adapt(module, output='probability', ...)"
     )
 
 

@@ -15,8 +15,8 @@ from cxr import CxrError
 
 ADVICE = {
     r"Expected more than 1 value per channel": "batch norm is in training mode: do not call train()",
-    r"to have (\d+) channels, but got 1 ": "wrap it in cxr.adapt(module, channels=...)",
-    r"shapes cannot be multiplied|size is too small": "wrap it in cxr.adapt(module, size=...)",
+    r"to have (\d+) channels, but got 1 ": "wrap it in cxrgan.adapt(module, channels=...)",
+    r"shapes cannot be multiplied|size is too small": "wrap it in cxrgan.adapt(module, size=...)",
     r"same device": "have each tensor registered by register_buffer, so that it moves along",
     r"must (have|be) the same (d?type)|same dtype|should be the same": "call .float() on it",
 }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cxr import CxrError, UsageError
-from cxr.cnn import adapter, contract, memory, programs
+from cxr.cnn import adapter, contract, cost, programs
 from cxr.cnn.adapter import IMAGENET, Adapted, Answer
 from cxr.cnn.guard import guard
 
@@ -208,7 +208,7 @@ class Own(nn.Module):
         if len(x) == 1:
             return 1
         if size not in self.limits:
-            self.limits[size] = memory.at_once(self.network, x[:1], 2 * memory.BYTES_AT_ONCE)
+            self.limits[size] = cost.at_once(self.network, x[:1], 2 * cost.BYTES_AT_ONCE)
         return self.limits[size]
 
     def train(self, mode: bool = True) -> "Own":

@@ -8,7 +8,7 @@ from torch import nn
 
 import cxrgan
 from cxr import CxrError, UsageError, checkpoints
-from cxr.cnn import memory
+from cxr.cnn import cost
 from cxr.cnn.own import Own, read_input
 
 CNNS = """
@@ -80,7 +80,7 @@ FAILURES = {
     "nothing": "returns a NoneType, not a torch.nn.Module",
     "state": "returns a dict: build the module and load_state_dict it",
     "function": "returns a function, not a torch.nn.Module",
-    "colour": r"expected input.* to have 3 channels, but got 1 .*cxr.adapt\(module, channels=...\)",
+    "colour": r"expected input.* to have 3 channels, but got 1 .*cxrgan.adapt\(module, channels=...\)",
     "prefixed": r"missing keys: conv.weight, .*begin with `module.`, as DataParallel saves them",
     "lacking": r"missing keys: conv.weight, conv.bias, fc.weight, fc.bias \(own.py, line {}\)",
     "badly": r"own.py, line {}: target COVID: no such class; there are A, B, C",
@@ -184,8 +184,8 @@ class Wide(nn.Module):
 def test_no_more_images_are_shown_at_once_than_memory_allows(monkeypatch, tmp_path):
     wide, x = Wide(), torch.rand(10, 1, 32, 32)
     whole = wide(x)
-    assert memory.at_once(wide, x[:1], 2**24) == 16
-    monkeypatch.setattr(memory, "BYTES_AT_ONCE", 2**21)  # half of what is kept
+    assert cost.at_once(wide, x[:1], 2**24) == 16
+    monkeypatch.setattr(cost, "BYTES_AT_ONCE", 2**21)  # half of what is kept
     network, wide.shown = Own(wide, tmp_path / "own.py", "own.py:net"), []
     with torch.no_grad():
         torch.testing.assert_close(network(x), whole)

@@ -1,5 +1,7 @@
-"""How much memory a CNN takes: what it keeps for its gradient is counted while it answers."""
+"""What a CNN costs: the memory that it keeps for its gradient, counted while it answers, and the time
+of its answers and their gradients."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,3 +34,34 @@ def at_once(network: nn.Module, x: Tensor, budget: int = BYTES_AT_ONCE) -> int:
     with torch.enable_grad(), counted(network) as kept:
         network(x.detach().requires_grad_())
     return max(1, budget // max(1, kept()))
+
+
+@contextmanager
+def timed(network: nn.Module) -> Iterator[Callable[[], float]]:
+    """Within it, times the network's answers and their gradients with respect to its input; yields a
+    function that tells the seconds. A GPU is waited for at each end of them."""
+    spent, began = [0.0], [0.0]
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def start(*_) -> None:
+        began[0] = now()
+
+    def stop(*_) -> None:
+        spent[0] += now() - began[0]
+
+    def before(module: nn.Module, inputs: tuple) -> None:
+        if inputs[0].requires_grad:
+            inputs[0].register_hook(stop)  # the gradient's way ends here
+        start()
+
+    def after(module: nn.Module, inputs: tuple, logits: Tensor) -> None:
+        stop()
+        if logits.requires_grad:
+            logits.register_hook(start)
+
+    with network.register_forward_pre_hook(before), network.register_forward_hook(after):
+        yield lambda: spent[0]
