@@ -23,6 +23,7 @@ from cxr.cnn import cost
 from cxr.cnn.fingerprint import fingerprint, same
 from cxr.cnn.own import name_of
 from cxr.device import prepare as prepare_device
+from cxr.device import rng
 from cxr.explanation import Explanation, Traversal, measure
 from cxr.inversion import Inversion, invert, sampled_directions
 from cxr.networks import Classifier
@@ -96,7 +97,7 @@ def explain_group(
     with timer("gradient"), exactly():
         logits, plain_maps, missing = at_image(x, model)
     traversals: dict[int, Traversal] = {}
-    for alike in (logits > 0, logits <= 0):
+    for alike in (logits > 0, ~(logits > 0)):
         rows = alike.nonzero()[:, 0]
         if len(rows):
             asked = x[rows], lung[rows], logits[rows], [regions[row] for row in rows]
@@ -134,7 +135,7 @@ def at_once(model: Model) -> int:
     """How many images are best explained at once: 4 on a CPU, whose threads else wait for each
     other, 32 on a GPU, or as few as the classifier's memory asks for."""
     size, gpu = model.info["size"], model.device.type == "cuda"
-    x = torch.zeros(1, 1, size, size, device=model.device)
+    x = (2 * torch.rand(1, 1, size, size, generator=rng(0)) - 1).to(model.device)
     asked = 4  # images with a gradient in a step for each: two restarts, each with two
     return max(1, min(32 if gpu else 4, cost.at_once(model.classifier, x) // asked))
 
