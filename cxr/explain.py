@@ -25,7 +25,7 @@ from cxr.cnn.own import name_of
 from cxr.device import prepare as prepare_device
 from cxr.device import rng
 from cxr.explanation import Explanation, Traversal, measure
-from cxr.inversion import Inversion, invert, sampled_directions
+from cxr.inversion import Inversion, invert, roughly, sampled_directions
 from cxr.networks import Classifier
 from cxr.overlay import lay_over
 from cxr.sampling import draw_codes, walk
@@ -185,7 +185,7 @@ def traverse(
     with timer("lay_over"):
         found = [max(one.codes.z2[0].norm().item(), 1e-6) for one in inverted]
         own = found if logits[0] > 0 else [0.0] * len(x)
-        overlays = lay_over(x, paths, own, model.classifier, logits, regions)
+        overlays = lay_over(x, paths, own, partial(roughly, model=model), logits, regions)
         with torch.no_grad():
             overlaid = [overlay(doses) for overlay in overlays]
             overlaid_logits = [model.classifier(frames) for frames in overlaid]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cxr import losses
 from cxr.checkpoints import Model
-from cxr.device import rng
+from cxr.device import half_precision, rng
 from cxr.layers import settled
 from cxr.networks import Generator
 from cxr.sampling import DOSES
@@ -267,7 +267,7 @@ def inversion_loss(
     )  # [(1 + n) K, 1, R, R]
     named = model.logit(torch.tensor(doses, device=x.device)).repeat_interleave(k)
     wanted = torch.cat([target.expand(k), named])
-    answers = F.smooth_l1_loss(model.classifier(drawn), wanted, reduction="none")
+    answers = F.smooth_l1_loss(roughly(drawn, model), wanted, reduction="none")
     response, path = answers[:k], answers[k:]
     image = losses.image(drawn[:k], x.expand_as(drawn[:k]))
     change = (drawn[k:] - drawn[:k].repeat(n, 1, 1, 1)).abs().mean((1, 2, 3))
@@ -278,6 +278,16 @@ def inversion_loss(
     fixed = CONFIG.image * image + CONFIG.response * response
     fixed = fixed + CONFIG.away * away + CONFIG.detail * detail
     return n * fixed + along, drawn.unflatten(0, (1 + n, k))
+
+
+def roughly(x: Tensor, model: Model) -> Tensor:
+    """The classifier's logits [N], of a CNN of the user's own in bf16 where the hardware multiplies in
+    it: good enough to descend by, not to be shown. Such a CNN is large, and its answers are most of
+    an explanation's time; ours would gain little."""
+    if "foreign" not in model.info:
+        return model.classifier(x)
+    with half_precision(x.device):
+        return model.classifier(x).float()
 
 
 def sampled_directions(codes: Codes, seed: int) -> Tensor:

@@ -15,13 +15,13 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cxr.device import rng
 
 CELLS = 16  # of the mask along each side: a coarse mask makes no adversarial pattern
 STEPS = 60  # of the gradient descent
-NOISES = 12  # patterns of noise, which the steps take in turn
+NOISES = 30  # patterns of noise, which the steps take in turn; fewer are learnt by heart
 AT_ONCE = 10  # images that are only asked: no more memory than a question with a gradient needs
 PRICE = 0.6  # weight of the share of the change, against the share of the response that is missing
 NOISE = 0.1  # standard deviation; images are in [-1, 1]
@@ -62,7 +62,7 @@ def lay_over(
     images: Tensor,
     paths: Sequence[Callable[[Tensor], Tensor]],
     own: Sequence[float],
-    classifier: nn.Module,
+    classifier: Callable[[Tensor], Tensor],
     logits: Tensor,
     regions: Sequence[Tensor | float],
 ) -> list[Overlay]:
@@ -76,7 +76,7 @@ def lay_over(
     return [replace(one, mask=one.mask * mask) for one, mask in zip(whole, masks.split(1))]
 
 
-def needed(x: Tensor, y: Tensor, classifier: nn.Module, logits: Tensor) -> Tensor:
+def needed(x: Tensor, y: Tensor, classifier: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     """The masks [B, 1, R, R] in [0, 1] with the least change that is needed: where each `x`
     [B, 1, R, R] has to become `y` so that the classifier answers as it answers to `y`. logits: the
     classifier's logits [B] of `x`."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from cxr import checkpoints, inversion
+from cxr import checkpoints, explain, inversion
 from cxr.inversion import Codes, Path, invert
 
 
@@ -117,3 +117,29 @@ def test_each_of_several_images_gets_the_codes_that_it_gets_alone(bright, x):
         for a, b in zip(found.codes.free, expected.codes.free, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
         torch.testing.assert_close(found.walks, expected.walks, atol=1e-4, rtol=0)
+
+
+class Precise(nn.Module):
+    """Tells in which precision its convolution computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.kinds = nn.Conv2d(1, 1, 1), []
+
+    def forward(self, x):
+        y = self.conv(x)
+        self.kinds.append(y.dtype)
+        return y.mean((1, 2, 3))
+
+
+def test_a_cnn_of_ones_own_is_asked_in_bf16_where_it_pays_but_only_to_descend_by(model):
+    precise = Precise()
+    half = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    for facts, expected in (({}, torch.float32), ({"foreign": "own"}, half)):
+        networks = {**model.networks, "classifier": precise}
+        asked = checkpoints.Model(networks, model.info | facts, dict(model.buffers))
+        logits = inversion.roughly(torch.rand(2, 1, 8, 8), asked)
+        assert precise.kinds.pop() == expected and logits.dtype == torch.float32
+    e = explain.explain_group([torch.rand(1, 1, 32, 32)], asked, frames=3, refine=1)[0]
+    assert precise.kinds.count(torch.float32) > 3 and precise.kinds[0] == torch.float32
+    assert e.logits.dtype == torch.float32
