@@ -66,9 +66,10 @@ def lay_over(
     logits: Tensor,
     regions: Sequence[Tensor | float],
 ) -> list[Overlay]:
-    """The overlays on images [B, 1, R, R], each with the mask that the classifier needs. paths, own:
-    `along` and `own` of each `Overlay`; logits: the classifier's [B] on the images; regions: where
-    each image may change, [1, 1, R, R] in [0, 1]."""
+    """The overlays on images [B, 1, R, R], each with the mask that the classifier needs.
+
+    paths, own: `along` and `own` of each `Overlay`; logits: the classifier's [B] on the images;
+    regions: where each image may change, [1, 1, R, R] in [0, 1]."""
     whole = [Overlay(*one) for one in zip(images.split(1), paths, own, regions)]
     with torch.no_grad():
         ends = torch.cat([one(one.image.new_tensor([one.other])) for one in whole])
