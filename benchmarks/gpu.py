@@ -36,9 +36,9 @@ def parts(options: argparse.Namespace) -> dict[str, tuple[int, list[str]]]:
     return {
         "machine": (5, ["nvidia-smi"] if device.startswith("cuda") else ["lscpu"]),
         "info": (45, [*CXRGAN, "info"]),  # compiles the kernels
-        "tests": (80, [PYTHON, "-m", "pytest", "-q", "tests/test_graphs.py", "tests/test_ops.py"]),
-        "step": (75, [*bench, "step", "--out", str(options.out / "step.json")]),
-        "kernels": (45, [*bench, "kernels", "--seconds", "0.1", "--out", str(options.out / "kernels.json")]),
+        "tests": (70, [PYTHON, "-m", "pytest", "-q", "tests/test_graphs.py", "tests/test_ops.py"]),
+        "step": (90, [*bench, "step", "--out", str(options.out / "step.json")]),
+        "kernels": (40, [*bench, "kernels", "--seconds", "0.1", "--out", str(options.out / "kernels.json")]),
         "explain": (25, [*bench, "explain", "--out", str(options.out / "explain.json")]),
         "profile": (25, [*own, "--part", "profile"]),
         "memcheck": (30, [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *small, "--part", "steps"]),
