@@ -29,6 +29,7 @@ from cxr.networks import PRESETS, Classifier, Discriminator, Encoder, Generator
 from cxr.training import World
 
 STEPS = ("off", "on", "compiled")  # the kernels; "compiled": kernels on, networks compiled
+PARTS = ("invert", "lay_over", "heat_maps")  # of an explanation that are shown; the JSON has all
 GPU_STEPS = (*STEPS, "graphs")  # kernels on, the step recorded as a CUDA graph
 
 
@@ -72,7 +73,8 @@ def bench(
     if what in ("explain", "all"):
         with console.progress("explain", len(presets) * (1 + rounds)) as bar:
             results["explain"] = [explanation(on, preset, rounds, bar) for preset in presets]
-        _show("explain", results["explain"])
+        shown = ("preset", "unit", "total", "at_once", "each_at_once", *PARTS)
+        _show("explain", [{key: row[key] for key in shown} for row in results["explain"]])
     return results
 
 
