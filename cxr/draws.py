@@ -50,7 +50,8 @@ class Source:
 
     def draw(self, step: int, p: float) -> Batch:
         """A step's draws, the same for every process; this one's share of them, on the CPU. p: the
-        probability of each of the discriminator's augmentations."""
+        probability of each of the discriminator's augmentations. Raises CxrError where a class has no
+        training image."""
         share, n, random = self.share, self.batch, rng(self.seed, step)
         classes = self.data.by_class("train")
         rows = datasets.balanced_batch(classes, n, self.seed, step)

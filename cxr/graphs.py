@@ -7,6 +7,7 @@ After PyTorch's notes on CUDA graphs (whole-network capture). Not yet run on a G
 import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -85,7 +86,7 @@ class Recorded:
         if self.static is None:
             self.static = placed(batch, self.device, copy=True)
         else:
-            copy = lambda to, value: to.copy_(value, non_blocking=True)
+            copy = partial(Tensor.copy_, non_blocking=True)
             _pytree.tree_map(copy, self.static, batch)
 
     def _aside(self, work: Callable[[], Terms]) -> Terms:
