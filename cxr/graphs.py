@@ -17,6 +17,7 @@ from torch.utils import _pytree
 from cxr import UsageError, console
 
 WARM_UP = 12  # steps before the first is recorded: libraries choose their algorithms in them
+THREADS = 3  # that draw for the steps to come: in one, a draw takes as long as a GPU's step
 SETTINGS = ("auto", "off", "require")
 
 T = TypeVar("T")  # tensors in named tuples, lists and dictionaries
@@ -113,29 +114,24 @@ class Recorded:
 
 
 class Ahead:
-    """What a function makes of one number after the other; with `on`, made in a thread while the
-    caller works on the one before, in memory from which a GPU copies while it computes."""
+    """What a function makes of one thing after the other; with `on`, made in threads while the
+    caller works on those before, in memory from which a GPU copies while it computes."""
 
     def __init__(self, make: Callable[..., T], on: bool):
         self.make, self.on = make, on
-        self.worker = ThreadPoolExecutor(1) if on else None
-        self.waiting: tuple[tuple, Future] | None = None
+        self.workers = ThreadPoolExecutor(THREADS) if on else None
+        self.waiting: dict[tuple, Future] = {}
 
-    def __call__(self, arguments: tuple, following: tuple | None) -> T:
-        """What `make` gives for the arguments. following: those of the next call, where they are
-        known."""
+    def __call__(self, arguments: tuple, *following: tuple) -> T:
+        """What `make` gives for the arguments. following: those of the calls to come."""
         if not self.on:
             return self.make(*arguments)
-        if self.waiting is None or self.waiting[0] != arguments:
-            self._begin(arguments)
-        made = self.waiting[1].result()
-        self.waiting = None
-        if following is not None:
-            self._begin(following)
-        return made
+        wanted = (arguments, *following)
+        self.waiting = {w: self.waiting.get(w) or self._begin(w) for w in wanted}
+        return self.waiting.pop(arguments).result()
 
-    def _begin(self, arguments: tuple) -> None:
-        self.waiting = arguments, self.worker.submit(self._pinned, arguments)
+    def _begin(self, arguments: tuple) -> Future:
+        return self.workers.submit(self._pinned, arguments)
 
     def _pinned(self, arguments: tuple) -> T:
         return _pytree.tree_map(Tensor.pin_memory, self.make(*arguments))

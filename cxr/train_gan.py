@@ -40,7 +40,7 @@ from cxr.train_cnn import provenance
 from cxr.training import Run, World, loop, update_ema
 
 FIT_EVERY = 128  # steps between fits of the random structures to those found
-ADAPT_EVERY = 16  # steps between looks at the probability of an augmentation
+ADAPT_EVERY = 16  # steps of one probability of an augmentation, which is settled half as many before
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Trainer:
         known = data, self.doses, self.logits, self.G, config.batch, config.seed, world.share
         self.draws = Ahead(Source(*known).draw, device.type == "cuda")
         self.recorded = Recorded(self.work, device, graphs.wanted(device, world.size))
-        self.progress = {"images": 0, "p": 0.0, "logits": model.info["logits"]}
+        self.progress = {"images": 0, "p": 0.0, "next_p": 0.0, "logits": model.info["logits"]}
         model.networks |= {"generator": self.G_ema, "encoder": self.E_ema, "discriminator": self.D}
         validation = [rows[:64] for rows in data.by_class("val")]
         self.validation = interleave(*map(torch.from_numpy, trim(*validation))).numpy()
@@ -210,9 +210,16 @@ class Trainer:
         if step % FIT_EVERY == 0:
             self.fit_structures(self.G, self.E)
         if step % ADAPT_EVERY == 0:
-            self.progress["p"] = self.adaptive.p.item()
-        this, following = (step, self.progress["p"]), (step + 1, self.progress["p"])
-        batch = self.draws(this, following if following[0] % ADAPT_EVERY else None)
+            self.progress["p"] = self.progress["next_p"]
+        if step % ADAPT_EVERY == ADAPT_EVERY // 2:
+            self.progress["next_p"] = self.adaptive.p.item()
+        known = ("p", "next_p")  # of this turn's steps, and of the next one's
+        batch = self.draws(
+            *(
+                (s, self.progress[known[s // ADAPT_EVERY - step // ADAPT_EVERY]])
+                for s in range(step, step + graphs.THREADS + 1)
+            )
+        )
         terms = self.recorded(batch, step % config.r1_every == 0)
         self.progress["images"] += config.batch
         horizon = min(config.ema, self.progress["images"] / 10)

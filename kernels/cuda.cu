@@ -16,7 +16,7 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-constexpr int64_t kBlocks = 2048;  // to cut the work into, about: several for every processor
+constexpr int64_t kBlocks = 528;  // to cut the work into, about: four for each of 132 processors
 
 int64_t divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -57,12 +57,14 @@ struct Lanes {
   int x, y;
   int64_t tiles;
 
-  // `columns` is how many pixels a block may make use of, `halo` how many of them are not its own.
+  // `columns` is how many pixels a block may make use of. 8 lanes of 16 bytes fill a line of memory:
+  // with fewer pixels there are more lanes, of more channels.
   Lanes(int64_t channels, int v, int64_t columns) {
     const int64_t wanted = divide(channels, v);
-    y = power_of_two(columns, kThreads);
+    y = power_of_two(columns, kThreads / power_of_two(wanted, 8));
     x = power_of_two(wanted, std::min(kWarp, kThreads / y));
-    y = std::max(std::min(power_of_two(columns, kThreads), kThreads / x), kWarp / x);
+    while (x > 8 && wanted % x) x /= 2;
+    y = std::max(y, kWarp / x);
     tiles = divide(wanted, x);
   }
   dim3 block() const { return dim3(x, y); }
@@ -168,8 +170,6 @@ void directions(int64_t factor, bool transposed, const Run& run) {
               : choose_direction(std::integral_constant<int, 2>());
 }
 
-constexpr int64_t kColumns = 32;  // pixels of a row that a block takes, about
-
 Tensor fir(Tensor input, int64_t factor, bool transposed, int64_t pad, int64_t height,
            int64_t width, double gain) {
   const DeviceGuard guard(input.get_device_index());
@@ -183,7 +183,7 @@ Tensor fir(Tensor input, int64_t factor, bool transposed, int64_t pad, int64_t h
     using T = decltype(zero);
     directions(factor, transposed, [&](auto factor, auto transposed) {
       vectors<kVector<T>>(c, {x.const_data_ptr()}, [&](auto v) {
-        const Lanes lanes(c, v, std::min(width, kColumns));
+        const Lanes lanes(c, v, width);
         const Cut pieces = cut(n, height, width, lanes.y, lanes.tiles);
         run_blur<v, factor, transposed, T>(Fir<T>{mutable_data<T>(y)}, x, rows, columns, gain,
                                            lanes, pieces, lanes.tiles);
@@ -207,8 +207,8 @@ Tensor act_fir(Tensor input, Tensor b, int64_t down) {
     if (y.numel() == 0) return;
     const ActFir<T> op{mutable_data<T>(y), data<A>(bias)};
     directions(down, false, [&](auto factor, auto) {
-      vectors<kVector<T>>(c, {x.const_data_ptr()}, [&](auto v) {
-        const Lanes lanes(c, v, std::min(width, kColumns));
+      vectors<kVector<T>>(c, {x.const_data_ptr(), data<A>(bias)}, [&](auto v) {
+        const Lanes lanes(c, v, width);
         const Cut pieces = cut(n, height, width, lanes.y, lanes.tiles);
         run_blur<v, factor, false, T>(op, x, rows, columns, 1, lanes, pieces, lanes.tiles);
       });
@@ -230,8 +230,8 @@ std::tuple<Tensor, Tensor> act_fir_bwd(Tensor given, Tensor input, Tensor b, int
     using A = Wide<T>;
     const Optional bias = checked(b, "b", x, kType<A>, c, c);
     directions(down, true, [&](auto factor, auto) {
-      vectors<kVector<T>>(c, {x.const_data_ptr(), g.const_data_ptr()}, [&](auto v) {
-        const Lanes lanes(c, v, std::min(w, kColumns));
+      vectors<kVector<T>>(c, {x.const_data_ptr(), data<T>(g), data<A>(bias)}, [&](auto v) {
+        const Lanes lanes(c, v, w);
         const Cut pieces = cut(n, h, w, lanes.y, lanes.tiles);
         Reduction<A> sums(x, n, pieces.columns * pieces.strips, 0, 1, c);
         const ActFirBwd<T> op{data<T>(x), mutable_data<T>(dx), data<A>(bias),
@@ -248,22 +248,17 @@ std::tuple<Tensor, Tensor> act_fir_bwd(Tensor given, Tensor input, Tensor b, int
 
 // ---- mod_act ----
 
-// Blurred, it keeps factors, rings and loads under way in registers: half the channels for the
-// half types.
-template <class T, bool Blurred>
-constexpr int kMost = Blurred ? std::min(kVector<T>, 4) : kVector<T>;
-
 template <bool Blurred, int V, class T, class A = Wide<T>>
 void run_mod_act(const Epilogue<A>& e, const Shape& k, const Tensor& x, T* y, A* image) {
   const int64_t pixels = k.y_height * k.y_width;
   if constexpr (Blurred) {
-    const Lanes lanes(k.c, V, std::min(k.y_width, kColumns));
+    const Lanes lanes(k.c, V, k.y_width);
     const int64_t tiles = image ? 1 : lanes.tiles;
     const FirModAct<T> op{e, y, image, pixels};
     run_blur<V, 1, false, T>(op, x, k.rows(false), k.columns(false), 4, lanes,
                              cut(k.n, k.y_height, k.y_width, lanes.y, tiles), tiles);
   } else {
-    const Lanes lanes(k.c, V, 8);
+    const Lanes lanes(k.c, V, pixels);
     const int64_t tiles = image ? 1 : lanes.tiles;
     const Chunks chunks(k.n, pixels, tiles, 4 * lanes.y);
     launch(&mod_act_kernel<V, T>, dim3(k.n * chunks.count, tiles), lanes.block(), x, e,
@@ -287,8 +282,9 @@ std::tuple<Tensor, Tensor> mod_act(Tensor c, Optional d, Optional eps, Optional 
     Tensor image = r ? empty({k.n, 1, k.y_height, k.y_width}, kType<A>, x)
                      : empty({0}, kType<A>, x);
     if (x.numel() == 0) return std::make_tuple(y, image);
-    vectors<kMost<T, Blurred>>(k.c, {x.const_data_ptr()}, [&](auto v) {
-      run_mod_act<Blurred, v>(epilogue<A>(given), k, x, with_y ? mutable_data<T>(y) : nullptr,
+    const Epilogue<A> e = epilogue<A>(given);
+    vectors<kVector<T>>(k.c, {x.const_data_ptr(), e.d, e.b, e.r, e.s}, [&](auto v) {
+      run_mod_act<Blurred, v>(e, k, x, with_y ? mutable_data<T>(y) : nullptr,
                               r ? mutable_data<A>(image) : nullptr);
     });
     return std::make_tuple(y, image);
@@ -301,7 +297,7 @@ struct Pieces {
   Cut cut;
 
   Pieces(const Shape& k, bool blurred, int v)
-      : lanes(k.c, v, blurred ? kColumns : 8), cut(pieces(k, blurred)) {}
+      : lanes(k.c, v, blurred ? k.x_width + 3 : k.y_height * k.y_width), cut(pieces(k, blurred)) {}
 
  private:
   Cut pieces(const Shape& k, bool blurred) const {
@@ -341,12 +337,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mod_act_bwd(
     const Optional gi = gradient(gimage, x, kType<A>, pixels);
     Tensor dx = empty_image({k.n, k.c, k.x_height, k.x_width}, x.scalar_type(), x);
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> found;
-    vectors<kMost<T, Blurred>>(k.c, {x.const_data_ptr(), data<T>(g)}, [&](auto v) {
+    // blurred, it keeps sums and two rings in registers: half the channels for the half types
+    constexpr int most = Blurred ? std::min(kVector<T>, 4) : kVector<T>;
+    const Epilogue<A> e = epilogue<A>(given);
+    vectors<most>(k.c, {x.const_data_ptr(), data<T>(g), e.d, e.b, e.r, e.s}, [&](auto v) {
       const Pieces pieces(k, Blurred, v);
       Reduction<A> sums(x, k.n, pieces.cut.columns * pieces.cut.strips, pieces.lanes.tiles, kSums,
                         k.c);
       if (x.numel())
-        run_mod_act_bwd<Blurred, v>(epilogue<A>(given), k, pieces, data<T>(g), data<A>(gi), x,
+        run_mod_act_bwd<Blurred, v>(e, k, pieces, data<T>(g), data<A>(gi), x,
                                     mutable_data<T>(dx), sums.parts());
       found = std::make_tuple(dx, sums.per_image(0, bool(d)), sums.one(bool(strength)),
                               sums.per_channel(1, bool(b)), sums.per_image(2, bool(r)),

@@ -32,9 +32,27 @@ struct Ring {
   }
 };
 
+// The blur along a row: `from` is the first of the staged inputs, `before` what is done to each.
+template <int V, class T, class A, class Before>
+__device__ __forceinline__ void across_row(const Pack<T, V>* from, int count, const Window& across,
+                                           const Before& before, A* into) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) into[i] = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (j >= count) continue;
+    A a[V];
+    widen<V>(from[j * blockDim.x], a);
+    before(a);
+    const A t = A(tap_weight(across.tap + j * across.step));
+#pragma unroll
+    for (int i = 0; i < V; ++i) into[i] += t * a[i];
+  }
+}
+
 // What a blurring kernel does to each input before the blur and with each output after it, in one
 // tile of channels: `Fir` nothing, `ActFir` the activation before, `ActFirBwd` its gradient after,
-// `FirModAct` the epilogue after.
+// `FirModAct` the epilogue after. `ahead` loads what `after` needs some rows later.
 template <class T, class A = Wide<T>>
 struct Fir {
   T* y;
@@ -44,6 +62,7 @@ struct Fir {
     const Fir& op;
     __device__ Tile(const Fir& op, int64_t, int64_t, int64_t, int64_t) : op(op) {}
     __device__ void before(A (&)[V]) const {}
+    __device__ void ahead(int64_t, int64_t, int64_t, bool) {}
     __device__ void after(A (&x)[V], int64_t, int64_t pixel, int64_t at, bool inside) {
       if (inside) store<V>(x, op.y + at);
     }
@@ -61,13 +80,13 @@ struct ActFir {
     const ActFir& op;
     A b[V];
     __device__ Tile(const ActFir& op, int64_t, int64_t channels, int64_t, int64_t c) : op(op) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) b[i] = c + i < channels ? op.b[c + i] : A(0);
+      fill(c < channels, op.b + c, A(0), b);
     }
     __device__ void before(A (&x)[V]) const {
 #pragma unroll
       for (int i = 0; i < V; ++i) x[i] = activate(x[i] + b[i]);
     }
+    __device__ void ahead(int64_t, int64_t, int64_t, bool) {}
     __device__ void after(A (&x)[V], int64_t, int64_t, int64_t at, bool inside) {
       if (inside) store<V>(x, op.y + at);
     }
@@ -86,17 +105,21 @@ struct ActFirBwd {
   struct Tile {
     const ActFirBwd& op;
     A b[V], sum[V] = {};
+    Queue<Pack<T, V>> inputs;
+    Pack<T, V> input;
     int64_t first;
     __device__ Tile(const ActFirBwd& op, int64_t, int64_t channels, int64_t first, int64_t c)
         : op(op), first(first) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) b[i] = c + i < channels ? op.b[c + i] : A(0);
+      fill(c < channels, op.b + c, A(0), b);
     }
     __device__ void before(A (&)[V]) const {}
+    __device__ void ahead(int64_t, int64_t, int64_t at, bool inside) {
+      input = inputs.next(inside ? load<V>(op.c + at) : Pack<T, V>{});
+    }
     __device__ void after(A (&g)[V], int64_t, int64_t, int64_t at, bool inside) {
       if (!inside) return;
       A x[V];
-      widen<V>(load<V>(op.c + at), x);
+      widen<V>(input, x);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         x[i] = g[i] * activate_slope(x[i] + b[i]);
@@ -121,14 +144,19 @@ struct FirModAct {
   struct Tile {
     const FirModAct& op;
     Factors<V, A> k;
+    Queue<A> noises;
+    A noise;
     bool begin;
     __device__ Tile(const FirModAct& op, int64_t n, int64_t channels, int64_t first, int64_t c)
         : op(op), k(op.e, n, channels, c), begin(first == 0) {}
     __device__ void before(A (&)[V]) const {}
+    __device__ void ahead(int64_t n, int64_t pixel, int64_t, bool inside) {
+      noise = noises.next(inside ? op.e.noise(n, pixel) : A(0));
+    }
     __device__ void after(A (&x)[V], int64_t n, int64_t pixel, int64_t at, bool inside) {
       A part = 0;
       if (inside) {
-        part = k.forward(op.e.noise(n, pixel), x);
+        part = k.forward(noise, x);
         if (op.y) store<V>(x, op.y + at);
       }
       if (op.image) add_image(part, op.image + n * op.pixels + pixel, inside, begin);
@@ -147,52 +175,46 @@ template <int V, int Factor, bool Transposed, class Op, class T, class A = Wide<
 __global__ void __launch_bounds__(kThreads, 2)
     blur_kernel(Op op, const T* __restrict__ x, Axis rows, Axis columns, Cut cut, int64_t channels,
                 A gain) {
+  __shared__ Pack<T, V> staged[kRows][(Transposed ? 1 : Factor) * kThreads + 3 * kWarp];
   rows.down = columns.down = Factor;
   rows.transposed = columns.transposed = Transposed;
   const int64_t n = blockIdx.x / (cut.columns * cut.strips);
   const int64_t begin = blockIdx.x % cut.strips * cut.strip;
   const int64_t end = begin + cut.strip < rows.out ? begin + cut.strip : rows.out;
-  const int64_t column = blockIdx.x / cut.strips % cut.columns * blockDim.y + threadIdx.y;
-  const Window across = window(columns, column);
+  const int64_t left = blockIdx.x / cut.strips % cut.columns * blockDim.y;
+  const int64_t column = left + threadIdx.y;
+  const int64_t right = left + blockDim.y < columns.out ? left + blockDim.y : columns.out;
+  const Window across = window(columns, column), bottom = window(rows, end - 1);
+  const Window leftmost = window(columns, left), rightmost = window(columns, right - 1);
+  const int at = int(across.first - leftmost.first) * blockDim.x + threadIdx.x;
   CXR_FOR_TILES(first) {
     const int64_t c = first + threadIdx.x * V;
     const bool inside = column < columns.out && c < channels;
     typename Op::template Tile<V> tile(op, n, channels, first, c);
-    const Window bottom = window(rows, end - 1);
-    const int64_t below = bottom.first + bottom.count, last = below < rows.in ? below : rows.in;
-    Pack<T, V> ahead[4];  // of the row that comes next: loaded while this one is worked on
-    const auto fetch = [&](int64_t row) {
-      if (!inside || row >= last) return;
-      const T* from = x + ((n * rows.in + row) * columns.in + across.first) * channels + c;
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        if (j < across.count) ahead[j] = load<V>(from + j * channels);
+    const Band<T, V> band = {
+        x + (n * rows.in * columns.in + leftmost.first) * channels + c,
+        bottom.first + bottom.count, channels, columns.in * channels,
+        c < channels ? int(rightmost.first + rightmost.count - leftmost.first) : 0};
+    const auto ahead = [&](int64_t i) {
+      const int64_t pixel = i * columns.out + column;
+      tile.ahead(n, pixel, (n * rows.out * columns.out + pixel) * channels + c, inside && i < end);
     };
-    Ring<V, A> ring;
     int64_t next = window(rows, begin).first;
-    fetch(next);
+    __syncthreads();  // whoever still reads rows of the tile before
+    for (int k = 0; k < kRows - 1; ++k) band.begin(next + k, staged[(next + k) & 3]);
+    for (int k = 0; k < Queue<A>::kAhead; ++k) ahead(begin + k);
+    Ring<V, A> ring;
 #pragma unroll 1  // unrolled, it does not fit into the registers
     for (int64_t i = begin; i < end; ++i) {
       const Window down = window(rows, i);
+      ahead(i + Queue<A>::kAhead);
 #pragma unroll 1
       for (; next < down.first + down.count; ++next) {
-        Pack<T, V> packs[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) packs[j] = ahead[j];
-        fetch(next + 1);
-        A* into = ring.push();
-#pragma unroll
-        for (int j = 0; j < V; ++j) into[j] = 0;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (!inside || j >= across.count) continue;
-          A a[V];
-          widen<V>(packs[j], a);
-          tile.before(a);
-          const A t = A(tap_weight(across.tap + j * across.step));
-#pragma unroll
-          for (int v = 0; v < V; ++v) into[v] += t * a[v];
-        }
+        __pipeline_wait_prior(kRows - 2);
+        __syncthreads();
+        band.begin(next + kRows - 1, staged[(next + kRows - 1) & 3]);
+        across_row(staged[next & 3] + at, inside ? across.count : 0, across,
+                   [&](A(&a)[V]) { tile.before(a); }, ring.push());
       }
       A y[V];
       ring.combine(down, gain / 64, y);

@@ -6,6 +6,8 @@
 // sums, in registers.
 #pragma once
 
+#include <cuda_pipeline_primitives.h>
+
 #include "epilogue.h"
 
 namespace cxrgan {
@@ -16,7 +18,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xffffffffu;
 
 template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
   T at[V];
 };
 
@@ -39,6 +41,53 @@ __device__ __forceinline__ void store(const A (&from)[V], T* to) {
   *reinterpret_cast<Pack<T, V>*>(to) = pack;
 }
 
+// V numbers from memory, or V times another where they are not there.
+template <int V, class A>
+__device__ __forceinline__ void fill(bool there, const A* from, A otherwise, A (&to)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = otherwise;
+  if (there) widen<V>(load<V>(from), to);
+}
+
+// Of an image, the columns and channels that a block works on, on their way through shared memory:
+// of each row a group of copies that the threads begin and later wait for.
+template <class T, int V>
+struct Band {
+  const T* at;            // the first row's first column, at the lane's channels
+  int64_t rows, channels, stride;  // stride: from a row to the next
+  int columns;            // 0 for a lane without channels
+
+  __device__ __forceinline__ void begin(int64_t row, Pack<T, V>* to) const {
+    if (row >= 0 && row < rows)
+      for (int k = threadIdx.y; k < columns; k += blockDim.y) {
+        const auto* from = reinterpret_cast<const Pack<T, V>*>(at + row * stride + k * channels);
+        Pack<T, V>* there = to + k * blockDim.x + threadIdx.x;
+        if constexpr (sizeof(*to) >= 4)
+          __pipeline_memcpy_async(there, from, sizeof(*to));
+        else
+          *there = *from;
+      }
+    __pipeline_commit();
+  }
+};
+
+constexpr int kRows = 4;  // of a band in shared memory: one is worked on, the others are on their way
+
+// What a lane loads for its own pixel of a row, some rows ahead.
+template <class P>
+struct Queue {
+  static constexpr int kAhead = 3;
+  P of[kAhead] = {};
+
+  __device__ __forceinline__ P next(P newest) {
+    const P oldest = of[0];
+#pragma unroll
+    for (int i = 1; i < kAhead; ++i) of[i - 1] = of[i];
+    of[kAhead - 1] = newest;
+    return oldest;
+  }
+};
+
 // The tensors of `mod_act` beside its convolution output; null where left out.
 template <class A>
 struct Epilogue {
@@ -58,14 +107,10 @@ struct Factors {
   __device__ Factors(const Epilogue<A>& e, int64_t n, int64_t channels, int64_t c) {
     const int64_t at = n * channels + c;
     strength = e.strength ? *e.strength : A(0);
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const bool there = c + i < channels;
-      d[i] = there && e.d ? e.d[at + i] : A(1);
-      b[i] = there && e.b ? e.b[c + i] : A(0);
-      r[i] = there && e.r ? e.r[at + i] : A(0);
-      s[i] = there && e.s ? e.s[at + i] : A(1);
-    }
+    fill(c < channels && e.d, e.d + at, A(1), d);
+    fill(c < channels && e.b, e.b + c, A(0), b);
+    fill(c < channels && e.r, e.r + at, A(0), r);
+    fill(c < channels && e.s, e.s + at, A(1), s);
   }
 
   // x becomes y; returns these channels' part of the image.

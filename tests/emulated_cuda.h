@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <initializer_list>
 #include <memory>
@@ -25,12 +26,19 @@ struct dim3 {
 
 namespace emulated {
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[1 << 16]};
   dim3 at;
   int waits = 0;  // 0 not at all, 1 for the warp, 2 for the block, 3 done
   int shuffles = 0;
+  std::deque<std::vector<Copy>> groups;  // of copies under way, the last not committed yet
 };
 
 inline std::vector<Fibre> fibres;
@@ -64,7 +72,7 @@ inline void run_block() {
   if (int(fibres.size()) < threads) fibres.resize(threads);
   for (int i = 0; i < threads; ++i) {
     Fibre& f = fibres[i];
-    f.at = dim3(i % size.x, i / size.x), f.waits = 0, f.shuffles = 0;
+    f.at = dim3(i % size.x, i / size.x), f.waits = 0, f.shuffles = 0, f.groups.assign(1, {});
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.get(), f.context.uc_stack.ss_size = 1 << 16;
     makecontext(&f.context, start, 0);
@@ -100,7 +108,20 @@ A shuffle(A value, int mask) {
   return A(slot[now ^ mask]);
 }
 
+// Copies come as late as they may, so that whoever does not wait for them reads what was there.
+inline void copy_prior(size_t but) {
+  auto& groups = fibres[now].groups;
+  for (; groups.size() > but + 1; groups.pop_front())
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+}
+
 }  // namespace emulated
+
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
+  emulated::fibres[emulated::now].groups.back().push_back({to, from, bytes});
+}
+inline void __pipeline_commit() { emulated::fibres[emulated::now].groups.emplace_back(); }
+inline void __pipeline_wait_prior(size_t but) { emulated::copy_prior(but); }
 
 #define threadIdx (emulated::fibres[emulated::now].at)
 #define blockIdx emulated::block

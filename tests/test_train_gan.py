@@ -30,7 +30,7 @@ def trainer(xrays, own_classifier, folder, **options):
 
 
 def draw(gan, step):
-    return gan.draws((step, gan.progress["p"]), None)
+    return gan.draws((step, gan.progress["p"]))
 
 
 @pytest.fixture
@@ -126,6 +126,10 @@ def test_augmentation_grows_while_the_discriminator_is_too_sure(gan):
         gan.adaptive.see(torch.tensor(1.0))
     grown = gan.adaptive.p.item()
     assert grown > 0
+    gan.progress["images"] = train_gan.ADAPT_EVERY // 2 * gan.config.batch
+    gan.step()
+    assert (gan.progress["p"], gan.progress["next_p"]) == (0.0, grown)
+    gan.progress["images"] = train_gan.ADAPT_EVERY * gan.config.batch
     gan.step()
     assert gan.progress["p"] == grown
     for _ in range(400):
