@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxr import ops
+from cxr.norm import NormReLU
 
 
 def normal(*shape: int, over: float = 1.0) -> Tensor:
@@ -26,48 +27,6 @@ def against_rest(logits: Tensor, target: int) -> Tensor:
     """The log-odds [N] of one class against the rest, of a softmax's logits [N, K]."""
     rest = torch.cat([logits[:, :target], logits[:, target + 1 :]], 1)
     return logits[:, target] - rest.logsumexp(1)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018) in 8 groups. On CPUs it has its own backward pass, which
-    can be differentiated once only: torch's takes up to ten times as long for channels_last."""
-
-    def __init__(self, channels: int):
-        super().__init__(8, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        return _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
-
-
-class _GroupNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, groups, eps):
-        n, c, *size = x.shape
-        y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, math.prod(size), groups, eps)
-        ctx.save_for_backward(x, weight, mean, rstd)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        """With `n = (x - mean) * rstd` and means E over a group, `dx = rstd (w dy - E[w dy] -
-        n E[w dy n])`. This is `a x + b dy + c`, where a, b and c follow from the sums of `dy` and
-        `dy n` over each channel."""
-        x, weight, mean, rstd = ctx.saved_tensors
-        groups, each = mean.shape[1], x.shape[1] // mean.shape[1]  # channels in a group
-        mean, rstd = (t.to(weight).repeat_interleave(each, 1) for t in (mean, rstd))  # [N, C]
-        sums = dy.sum((2, 3), dtype=weight.dtype)
-        products = ((dy * x).sum((2, 3), dtype=weight.dtype) - mean * sums) * rstd
-        shift, scale = (
-            (weight * t / x[0, 0].numel()).unflatten(1, (groups, each)).mean(2)
-            for t in (sums, products)
-        )
-        shift, scale = (t.repeat_interleave(each, 1) for t in (shift, scale))
-        a, b, c = -rstd * rstd * scale, rstd * weight, rstd * (mean * rstd * scale - shift)
-        a, b, c = (t.to(x.dtype)[:, :, None, None] for t in (a, b, c))
-        return torch.addcmul(c, x, a).addcmul_(dy, b), products.sum(0), sums.sum(0), None, None
 
 
 class EqualLinear(nn.Module):
@@ -238,7 +197,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.norm0, self.norm1 = GroupNorm(inputs), GroupNorm(outputs)
+        self.norm0, self.norm1 = NormReLU(inputs), NormReLU(outputs)
         self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         nn.init.zeros_(self.conv1.weight)  # starts as the identity
@@ -248,8 +207,8 @@ class ResidualBlock(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv0(F.relu(self.norm0(x)))
-        y = self.conv1(F.relu(self.norm1(y)))
+        y = self.conv0(self.norm0(x))
+        y = self.conv1(self.norm1(y))
         return y + self.skip(F.avg_pool2d(x, 2) if self.stride == 2 else x)
 
 
@@ -262,7 +221,7 @@ class Trunk(nn.Sequential):
         for inputs, outputs in zip((channels[0], *channels), channels):
             layers += [ResidualBlock(inputs, outputs, stride=2)]
             layers += [ResidualBlock(outputs, outputs, stride=1) for _ in range(blocks - 1)]
-        super().__init__(*layers, GroupNorm(channels[-1]), nn.ReLU())
+        super().__init__(*layers, NormReLU(channels[-1]))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:

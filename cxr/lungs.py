@@ -4,6 +4,7 @@ It ships as `weights/lungs.safetensors`; its card says how it was trained and ho
 """
 
 import itertools
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cxr import CxrError, weights_folder
-from cxr.layers import GroupNorm
+from cxr.norm import NormReLU
 
 LEAST = 0.04  # share of an image: what is smaller are no lungs
 SURE = 0.925  # mean probability of the marked pixels: radiographs have 0.94 and more
@@ -71,10 +72,13 @@ class Stage(nn.Sequential):
     """Two normalised 3x3 convolutions."""
 
     def __init__(self, inputs: int, outputs: int):
-        super().__init__(
-            *(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), GroupNorm(outputs), nn.ReLU()),
-            *(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), GroupNorm(outputs), nn.ReLU()),
-        )
+        layers = {  # by the names in the file that ships
+            "0": nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            "1": NormReLU(outputs),
+            "3": nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            "4": NormReLU(outputs),
+        }
+        super().__init__(OrderedDict(layers))
 
 
 @lru_cache

@@ -1,10 +1,9 @@
 """The fused operations of the networks: everything a layer does between two convolutions.
 
-Each operation is one pass over the activations. This file has its schema, its reference in plain
-torch, its fake implementation and its autograd formula. If `cxr.build` has loaded a native kernel
-for the device, the dispatcher uses the kernel instead of the reference. Arithmetic is in fp32 (fp64
-for fp64), whatever the storage type. The convolution's output is saved for the backward pass; the
-rest is computed again from it. Results are channels_last.
+Each operation is one pass over the activations. Here are its schema, its reference in plain torch,
+its fake and its autograd formula; a native kernel that `cxr.build` has loaded takes the reference's
+place. Arithmetic is in fp32 (fp64 for fp64), whatever the storage type. The convolution's output is
+saved for the backward pass; the rest is computed again from it. Results are channels_last.
 
 The blur is the separable [1, 3, 3, 1] / 8 of Karras et al. 2019 (StyleGAN, section 2).
 """
@@ -117,11 +116,11 @@ def fir(x: Tensor, up: int = 1, down: int = 1, gain: float = 1.0, pad: int = 1) 
 # ---- the references ----
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _channels_last(x: Tensor, like: Tensor) -> Tensor:
+def channels_last(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -134,16 +133,16 @@ def _fir(
     x: Tensor, factor: int, transposed: bool, pad: int, height: int, width: int, gain: float
 ) -> Tensor:
     """The blur with stride `factor`, or its transpose, to [N, C, height, width]."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=_wide(x[:0]).dtype)
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=wide(x[:0]).dtype)
     kernel = (torch.outer(taps, taps) * (gain / 64)).expand(x.shape[1], 1, 4, 4)
     with torch.autocast(x.device.type, enabled=False):
         if not transposed:
-            y = F.conv2d(_wide(x), kernel, None, factor, pad, groups=x.shape[1])
+            y = F.conv2d(wide(x), kernel, None, factor, pad, groups=x.shape[1])
         else:
-            full = [(size - 1) * factor + 4 - 2 * pad for size in x.shape[2:]]
-            extra = (height - full[0], width - full[1])
-            y = F.conv_transpose2d(_wide(x), kernel, None, factor, pad, extra, x.shape[1])
-    return _channels_last(y, x)
+            sizes = zip((height, width), x.shape[2:])
+            extra = [out - (size - 1) * factor - 4 + 2 * pad for out, size in sizes]
+            y = F.conv_transpose2d(wide(x), kernel, None, factor, pad, extra, x.shape[1])
+    return channels_last(y, x)
 
 
 def _blur(x: Tensor) -> Tensor:
@@ -173,21 +172,21 @@ def _activate_bwd(g: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _mod_act(c, d, eps, strength, b, r, s_next, blur: bool = False) -> tuple[Tensor, Tensor]:
-    x = _wide(c)
+    x = wide(c)
     a = _activate(_argument(_blur(x) if blur else x, d, eps, strength, b))
     y = a if s_next is None else a * _per_pixel(s_next, a)
-    y = c.new_empty(0) if r is not None and s_next is None else _channels_last(y, c)
+    y = c.new_empty(0) if r is not None and s_next is None else channels_last(y, c)
     image = None if r is None else (a * _per_pixel(r, a)).sum(1, keepdim=True).contiguous()
     return y, a.new_empty(0) if image is None else image
 
 
 def _mod_act_bwd(gy, gimage, c, d, eps, strength, b, r, s_next, blur: bool = False):
-    x = _blur(_wide(c)) if blur else _wide(c)
+    x = _blur(wide(c)) if blur else wide(c)
     argument = _argument(x, d, eps, strength, b)
     a = _activate(argument)
     ga, dr, ds = 0, None, None
     if gy is not None:
-        gy = _wide(gy)
+        gy = wide(gy)
         ds = None if s_next is None else (gy * a).sum((2, 3))
         ga = gy * GAIN if s_next is None else gy * (_per_pixel(s_next, a) * GAIN)
     if gimage is not None:
@@ -202,7 +201,7 @@ def _mod_act_bwd(gy, gimage, c, d, eps, strength, b, r, s_next, blur: bool = Fal
     if blur:
         g = torch.ops.cxrgan.fir(g, 1, True, 1, *c.shape[2:], 4.0)
     wanted = ((dd, d), (dstrength, strength), (db, b), (dr, r), (ds, s_next))
-    return _channels_last(g, c), *(_present(grad, of, x) for grad, of in wanted)
+    return channels_last(g, c), *(_present(grad, of, x) for grad, of in wanted)
 
 
 def _present(grad: Tensor | None, of: Tensor | None, like: Tensor) -> Tensor:
@@ -214,26 +213,25 @@ def _present(grad: Tensor | None, of: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _act_fir(c: Tensor, b: Tensor, down: int) -> Tensor:
-    y = fir(_activate(_argument(_wide(c), None, None, None, b)), down=down)
-    return _channels_last(y, c)
+    return channels_last(fir(_activate(_argument(wide(c), None, None, None, b)), down=down), c)
 
 
 def _act_fir_bwd(g: Tensor, c: Tensor, b: Tensor, down: int) -> tuple[Tensor, Tensor]:
-    g = torch.ops.cxrgan.fir(_wide(g), down, True, 1, *c.shape[2:], 1.0)
-    x = _argument(_wide(c), None, None, None, b)
+    g = torch.ops.cxrgan.fir(wide(g), down, True, 1, *c.shape[2:], 1.0)
+    x = _argument(wide(c), None, None, None, b)
     g = _activate_bwd(g * GAIN, x, _activate(x))
-    return _channels_last(g, c), g.sum((0, 2, 3))
+    return channels_last(g, c), g.sum((0, 2, 3))
 
 
 # ---- the fakes ----
 
 
 def _image_like(c: Tensor, height: int, width: int) -> Tensor:
-    shape = (c.shape[0], c.shape[1], height, width)
-    return c.new_empty(shape).contiguous(memory_format=torch.channels_last)
+    empty = c.new_empty((*c.shape[:2], height, width))
+    return empty.contiguous(memory_format=torch.channels_last)
 
 
-def _wide_dtype(x: Tensor) -> torch.dtype:
+def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -244,13 +242,13 @@ def _mod_act_fake(c, d, eps, strength, b, r, s_next, blur: bool = False):
     image = () if r is None else (n, 1, height, width)
     return (
         c.new_empty(0) if r is not None and s_next is None else y,
-        c.new_empty(image or 0, dtype=_wide_dtype(c)),
+        c.new_empty(image or 0, dtype=wide_dtype(c)),
     )
 
 
 def _mod_act_bwd_fake(gy, gimage, c, d, eps, strength, b, r, s_next):
     vectors = (
-        c.new_empty(0 if of is None else of.shape, dtype=_wide_dtype(c))
+        c.new_empty(0 if of is None else of.shape, dtype=wide_dtype(c))
         for of in (d, strength, b, r, s_next)
     )
     return torch.empty_like(c, memory_format=torch.channels_last), *vectors
@@ -261,7 +259,7 @@ def _act_fir_fake(c: Tensor, b: Tensor, down: int) -> Tensor:
 
 
 def _act_fir_bwd_fake(g: Tensor, c: Tensor, b: Tensor, down: int) -> tuple[Tensor, Tensor]:
-    bias = c.new_empty(c.shape[1], dtype=_wide_dtype(c))
+    bias = c.new_empty(c.shape[1], dtype=wide_dtype(c))
     return torch.empty_like(c, memory_format=torch.channels_last), bias
 
 
@@ -337,7 +335,7 @@ def _replay(ctx, *grads, reference: Callable):
 _library = torch.library.Library("cxrgan", "DEF")
 
 
-def _register(
+def register(
     name: str,
     schema: str,
     reference: Callable,
@@ -356,7 +354,7 @@ def _register_mod_act(name: str, blur: bool) -> None:
         "Tensor c, Tensor? d, Tensor? eps, Tensor? strength, Tensor? b, Tensor? r, Tensor? s_next"
     )
     bwd_reference = partial(_mod_act_bwd, blur=blur)
-    _register(
+    register(
         f"{name}_bwd",
         f"(Tensor? gy, Tensor? gimage, {inputs}) -> (Tensor dc, Tensor dd, Tensor dstrength,"
         " Tensor db, Tensor dr, Tensor ds_next)",
@@ -364,7 +362,7 @@ def _register_mod_act(name: str, blur: bool) -> None:
         _mod_act_bwd_fake,
         partial(_replay, reference=bwd_reference),
     )
-    _register(
+    register(
         name,
         f"({inputs}) -> (Tensor y, Tensor image)",
         partial(_mod_act, blur=blur),
@@ -375,21 +373,21 @@ def _register_mod_act(name: str, blur: bool) -> None:
 
 _register_mod_act("mod_act", blur=False)
 _register_mod_act("fir_mod_act", blur=True)
-_register(
+register(
     "act_fir",
     "(Tensor c, Tensor b, int down) -> Tensor",
     _act_fir,
     _act_fir_fake,
     _act_fir_backward,
 )
-_register(
+register(
     "act_fir_bwd",
     "(Tensor g, Tensor c, Tensor b, int down) -> (Tensor dc, Tensor db)",
     _act_fir_bwd,
     _act_fir_bwd_fake,
     partial(_replay, reference=_act_fir_bwd),
 )
-_register(
+register(
     "fir",
     "(Tensor x, int factor, bool transposed, int pad, SymInt height, SymInt width, float gain)"
     " -> Tensor",

@@ -40,7 +40,7 @@ from cxr.train_cnn import provenance
 from cxr.training import Run, World, loop, update_ema
 
 FIT_EVERY = 128  # steps between fits of the random structures to those found
-ADAPT_EVERY = 16  # steps of one probability of an augmentation, which is settled half as many before
+ADAPT_EVERY = 16  # steps of one probability of an augmentation, settled half as many before
 
 
 @dataclass(frozen=True)
