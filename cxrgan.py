@@ -133,7 +133,7 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
 
 
 @cli.command(epilog=example("cxrgan train-gan chest_xray --classifier runs/cnn/model.safetensors"))
-@training_options(out="runs/gan", batch=16, images=400_000)
+@training_options(out="runs/gan", batch="16; on a GPU up to 64", images=400_000)
 @classifier_option("The classifier to explain", required=True)
 @click.option(
     "--proximity",

@@ -283,8 +283,9 @@ another_classifier = classifier_option(
 shipped_model = model_option(show_default="pneumonia")
 
 
-def training_options(out: str, batch: int, images: int) -> Callable:
-    """What both training commands share."""
+def training_options(out: str, batch: int | str, images: int) -> Callable:
+    """What both training commands share. batch: its default, or what is said of one that is found
+    out."""
     return stack(
         click.argument("data", metavar="DATA"),
         out_option(out, "The run folder: model, state, log."),
@@ -298,7 +299,8 @@ def training_options(out: str, batch: int, images: int) -> Callable:
         click.option(
             "--batch",
             type=click.IntRange(2),
-            default=batch,
+            default=None if isinstance(batch, str) else batch,
+            show_default=batch if isinstance(batch, str) else True,
             help="Images in a batch, over all processes; a multiple of 16 for train-gan.",
         ),
         images_option(images, 1, "Number of images that training sees."),

@@ -88,7 +88,7 @@ def test_a_second_derivative_is_refused():
 
 
 def test_operations_hold_what_torch_asks_of_one(operations):
-    g, x, weight, bias = sample((2, 16, 6, 5), torch.float32)
+    _, x, weight, bias = sample((2, 16, 6, 5), torch.float32)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     torch.library.opcheck(torch.ops.cxrgan.norm_relu.default, (*leaves, 8, 1e-5))
 

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 
 def trainer(xrays, own_classifier, folder, **options):
     spec = f"{own_classifier}:bright"
-    config = Config(data=str(xrays), classifier=spec, preset="tiny", device="cpu", **options)
+    options = {"preset": "tiny", "batch": 16, "device": "cpu"} | options
+    config = Config(data=str(xrays), classifier=spec, **options)
     model = checkpoints.load_classifier(spec, 32)
     world = training.World(torch.device("cpu"))
     data = train_gan.open_data(config, model)
@@ -119,6 +120,17 @@ def test_r1_is_the_squared_gradient(gan):
     x = torch.randn(4, 1, 8, 8)
     expected = (3 * x).square().sum((1, 2, 3)).mean()
     torch.testing.assert_close(losses.r1(Quadratic(), x, torch.zeros(4)), expected)
+
+
+def test_the_default_batch_fits_the_memory(monkeypatch):
+    def of(gigabytes, size):
+        gpu = type("GPU", (), {"total_memory": gigabytes * 1e9})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+        return train_gan.fitting(size, torch.device("cuda"))
+
+    assert train_gan.fitting(128, torch.device("cpu")) == 16
+    assert [of(n, 128) for n in (80, 16, 12, 6)] == [64, 64, 32, 16]
+    assert [of(n, 256) for n in (80, 40, 24)] == [64, 32, 16]
 
 
 def test_augmentation_grows_while_the_discriminator_is_too_sure(gan):
