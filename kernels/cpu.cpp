@@ -97,10 +97,13 @@ void epilogue_row(const Epilogue<A>& e, int64_t n, int64_t pixel, const X* __res
       y += c;
     }
     if constexpr (Image) {
-      A sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < c; ++i) sum += a[i] * r[i];
-      image[p] = sum;
+      A parts[kLanes] = {};
+      int64_t i = 0;
+      for (; i + kLanes <= c; i += kLanes)
+#pragma omp simd
+        for (int j = 0; j < kLanes; ++j) parts[j] += a[i + j] * r[i + j];
+      for (; i < c; ++i) parts[0] += a[i] * r[i];
+      image[p] = fold(parts);
     }
   }
 }

@@ -14,6 +14,18 @@
 namespace cxrgan {
 namespace {
 
+constexpr int kLanes = 16;  // numbers that are summed side by side
+
+// The sum of the lanes, by halves.
+template <class A>
+[[gnu::always_inline]] inline A fold(A (&part)[kLanes]) {
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma omp simd
+    for (int lane = 0; lane < half; ++lane) part[lane] += part[lane + half];
+  return part[0];
+}
+
 constexpr int64_t kBand = 1 << 16;  // elements per unit of parallel work, about
 
 struct Bands {

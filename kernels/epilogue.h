@@ -24,15 +24,17 @@ CXR_INLINE A slope_at(A x) {
   return x > A(0) ? A(kGain) : A(kGain * kSlope);
 }
 
-// A NaN passes through, as in torch.clamp.
+// A NaN passes through, as in torch.clamp. Each comparison is one instruction, a maximum or minimum.
 template <class A>
 CXR_INLINE A clamp(A x) {
-  return x > A(kClamp) ? A(kClamp) : (x < A(-kClamp) ? A(-kClamp) : x);
+  const A y = A(-kClamp) > x ? A(-kClamp) : x;
+  return A(kClamp) < y ? A(kClamp) : y;
 }
 
 template <class A>
 CXR_INLINE A activate(A x) {
-  return clamp(x * slope_at(x));
+  const A up = x * A(kGain), down = x * A(kGain * kSlope);
+  return clamp(up > down ? up : down);
 }
 
 // The derivative of `activate`: nothing passes where it clamps.
