@@ -14,11 +14,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from cxr.device import prepare
+from cxr.evaluation import bench
 from cxr.evaluation.bench import Timed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,20 +32,21 @@ SELF = [PYTHON, str(Path(__file__).resolve())]
 def parts(options: argparse.Namespace) -> dict[str, tuple[int, list[str]]]:
     """{name: (seconds at most, command)}, what is most wanted first."""
     device, preset, batch = options.device, options.preset, str(options.batch)
-    bench = [*CXRGAN, "bench", "--device", device, "--preset", preset, "--batch", batch]
+    timed = [*CXRGAN, "bench", "--device", device, "--preset", preset, "--batch", batch]
     own = [*SELF, str(options.out), "--device", device, "--preset", preset, "--batch", batch]
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
     small = [*SELF, str(options.out), "--device", device, "--preset", "tiny", "--batch", "16"]
     return {
         "machine": (5, ["nvidia-smi"] if device.startswith("cuda") else ["lscpu"]),
         "info": (45, [*CXRGAN, "info"]),  # compiles the kernels
-        "tests": (70, [PYTHON, "-m", "pytest", "-q", "tests/test_graphs.py", "tests/test_ops.py"]),
-        "step": (90, [*bench, "step", "--out", str(options.out / "step.json")]),
-        "kernels": (40, [*bench, "kernels", "--seconds", "0.1", "--out", str(options.out / "kernels.json")]),
-        "explain": (25, [*bench, "explain", "--out", str(options.out / "explain.json")]),
-        "profile": (25, [*own, "--part", "profile"]),
-        "memcheck": (30, [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *small, "--part", "steps"]),
-        "racecheck": (30, [sanitizer, "--tool", "racecheck", "--error-exitcode", "9", *small, "--part", "steps"]),
+        "tests": (60, [PYTHON, "-m", "pytest", "-q", "tests/test_graphs.py", "tests/test_ops.py"]),
+        "pace": (35, [*own, "--part", "pace"]),
+        "kernels": (20, [*own, "--part", "kernels"]),
+        "step": (75, [*timed, "step", "--out", str(options.out / "step.json")]),
+        "explain": (25, [*timed, "explain", "--out", str(options.out / "explain.json")]),
+        "profile": (20, [*own, "--part", "profile"]),
+        "memcheck": (35, [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *small, "--part", "steps"]),
+        "racecheck": (40, [sanitizer, "--tool", "racecheck", "--error-exitcode", "9", *small, "--part", "steps"]),
     }  # fmt: skip
 
 
@@ -73,6 +77,41 @@ def steps(options: argparse.Namespace) -> None:
     print({name: round(value.item(), 4) for name, value in terms.items()})
 
 
+def pace(options: argparse.Namespace) -> None:
+    """Images per second of training as it runs, draws included, and what of it is the GPU's: steps on
+    one batch that is there already."""
+    on = prepare(options.device)
+    for mode, batch in (("auto", options.batch), ("auto", 16), ("off", options.batch)):
+        os.environ["CXRGAN_GRAPHS"] = mode
+        trainer = Timed(options.preset, batch, on)
+        trainer.step()
+        for _ in range(2 * trainer.config.r1_every):  # both kinds are recorded
+            trainer.step()
+        drawn = trainer.draws((trainer.step_number, 0.3))
+        alone = [seconds(on, partial(trainer.recorded, drawn, kind)) for kind in (False, True)]
+        shown = {"batch": batch, "recorded": sorted(trainer.recorded.replays)}
+        shown["images/s"] = round(batch / seconds(on, trainer.step))
+        shown["ms a step without draws, with R1"] = [round(1e3 * s, 1) for s in alone]
+        shown["ms a draw"] = round(1e3 * seconds(on, partial(trainer.draws.make, 0, 0.3)), 1)
+        print(shown, flush=True)
+
+
+def seconds(device: torch.device, work, times: int = 16) -> float:
+    """Of one call among several, the device's work done."""
+    bench.clock(device)
+    began = bench.clock(device)
+    for _ in range(times):
+        work()
+    return (bench.clock(device) - began) / times
+
+
+def kernels(options: argparse.Namespace) -> None:
+    """Each operation against its floor and eager code; compiled code takes minutes to compile."""
+    what = {"device": options.device, "presets": [options.preset], "batch": options.batch}
+    found = bench.bench("kernels", **what, seconds=0.03, backend=None)
+    bench.write(found, options.out / "kernels.json")
+
+
 def profiled(options: argparse.Namespace) -> None:
     """Where one training step spends its time, after a warm-up."""
     trainer = Timed(options.preset, options.batch, torch.device(options.device))
@@ -88,16 +127,19 @@ def profiled(options: argparse.Namespace) -> None:
     print(seen.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=60))
 
 
+PARTS = {"pace": pace, "kernels": kernels, "profile": profiled, "steps": steps}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--preset", default="cxr128")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--part", choices=("steps", "profile"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        return steps(options) if options.part == "steps" else profiled(options)
+        return PARTS[options.part](options)
     options.out.mkdir(parents=True, exist_ok=True)
     with open(options.out / "summary.md", "w", buffering=1) as summary:
         summary.write("| part | status | time | last line |\n|---|---|---|---|\n")

@@ -40,7 +40,7 @@ def bench(
     batch: int = 32,
     seconds: float = 1.0,
     rounds: int | None = None,
-    backend: str = "inductor",
+    backend: str | None = "inductor",
 ) -> dict:
     """Measure `kernels`, `step`, `explain`, or `all` of them, and print tables.
 
@@ -50,7 +50,7 @@ def bench(
     batch : number of images in a batch of the GAN
     seconds : time spent on each operation and shape, after the warm-up
     rounds : number of training steps and of explanations; by default 20 on a GPU, 5 on a CPU
-    backend : the backend of `torch.compile`
+    backend : the backend of `torch.compile`; None leaves the compiled kernels out
 
     Returns {"about": {...}, "kernels": {...}, "step": [...], "explain": [...]}, fit for JSON.
     Raises UsageError if the training step is asked for a batch that is no multiple of 16.
@@ -123,7 +123,7 @@ def _show_kernels(results: dict) -> None:
     _show(f"geometric means; copy bandwidth {results['copy_GBps']:.0f} GB/s", results["means"])
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
     """The time in seconds, after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -209,9 +209,9 @@ def _plain_step(trainer: "Timed") -> float:
     """The seconds of one step without R1."""
     if trainer.step_number % trainer.config.r1_every == 0:
         trainer.progress["images"] += trainer.config.batch
-    began = _clock(trainer.device)
+    began = clock(trainer.device)
     trainer.step()
-    return _clock(trainer.device) - began
+    return clock(trainer.device) - began
 
 
 class Timed(train_gan.Trainer):
@@ -262,11 +262,11 @@ def explanation(device: torch.device, preset: str, rounds: int, bar: console.Bar
     bar.note(preset)
     for _ in range(1 + rounds):  # the first round is the warm-up
         parts: dict[str, float] = {}
-        began = _clock(device)
+        began = clock(device)
         explain.explain_group([image], model, timer=_timer(device, parts))
-        alone = _clock(device)
+        alone = clock(device)
         explain.explain_group([image] * many, model)
-        shared = (_clock(device) - alone) / many
+        shared = (clock(device) - alone) / many
         runs.append({"total": alone - began, "at_once": many, "each_at_once": shared, **parts})
         bar.advance()
     medians = {key: statistics.median(run[key] for run in runs[1:]) for key in runs[0]}
@@ -290,8 +290,8 @@ def _timer(device: torch.device, parts: dict[str, float]) -> explain.Timer:
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
-        began = _clock(device)
+        began = clock(device)
         yield
-        parts[name] = _clock(device) - began
+        parts[name] = clock(device) - began
 
     return timed

@@ -27,8 +27,11 @@ NAMES = ("c", "d", "eps", "strength", "b", "r", "s_next")
 LARGE = 64 * 2**20  # bytes; for larger activations, only bandwidth matters
 
 
-def kernels(device, presets: Sequence[str], batch: int, seconds: float, backend: str) -> dict:
-    """Time every operation and shape of the presets, forward and backward."""
+def kernels(
+    device, presets: Sequence[str], batch: int, seconds: float, backend: str | None
+) -> dict:
+    """Time every operation and shape of the presets, forward and backward. backend: None leaves out
+    the compiled alternative, which takes seconds for each."""
     torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
     size = 2**30 if device.type == "cuda" else min(LARGE * 4, int(2**31 * seconds) or 1)
     bandwidth = copy_bandwidth(device, size, seconds)
@@ -81,7 +84,7 @@ def _cache_bytes(device: torch.device) -> int:
 
 def copy_bandwidth(device: torch.device, size: int, seconds: float) -> float:
     """The speed of copying `size` bytes in GB/s; bytes read and bytes written both count."""
-    x, y = (torch.zeros(size // 4, device=device) for _ in "xy")
+    x, y = (torch.randn(size // 4, device=device) for _ in "xy")  # zeros may move faster
     return 2 * size / _medians([lambda _: y.copy_(x)], device, seconds)[0] / 1e9
 
 
@@ -170,10 +173,13 @@ def cases(preset: Preset, batch: int) -> list[Case]:
     return list(dict.fromkeys(calls))
 
 
-def _time_case(case: Case, dtype, device, seconds: float, backend: str, bandwidth: float) -> list:
+def _time_case(
+    case: Case, dtype, device, seconds: float, backend: str | None, bandwidth: float
+) -> list:
     """Time a case: a row for the forward pass and a row for the backward pass."""
     variants = {"fused": case.fused, "again": case.fused, "eager": case.plain}
-    variants["compiled"] = torch.compile(case.plain, backend=backend, dynamic=False)
+    if backend:
+        variants["compiled"] = torch.compile(case.plain, backend=backend, dynamic=False)
     example = case.inputs(dtype, device)
     outputs = case.fused(example)
     activations = sum(map(_bytes, (example["c"], *outputs)))
@@ -192,7 +198,7 @@ def _time_case(case: Case, dtype, device, seconds: float, backend: str, bandwidt
         moved["backward"] = needed
     rows = []
     for name, calls in (("forward", forward), ("backward", backward)):
-        fused, again, eager, compiled = _medians(calls, device, seconds)
+        fused, again, eager, *compiled = _medians(calls, device, seconds)
         speed = moved[name] / fused / 1e9
         rows.append(
             {
@@ -206,7 +212,7 @@ def _time_case(case: Case, dtype, device, seconds: float, backend: str, bandwidt
                 "GBps": speed,
                 "of_copy": speed / bandwidth,
                 "vs_eager": eager / fused,
-                "vs_compiled": compiled / fused,
+                "vs_compiled": compiled[0] / fused if compiled else None,
             }
         )
     return rows
@@ -254,7 +260,8 @@ def _means(rows: list[dict]) -> list[dict]:
         large = [row["of_copy"] for row in group if row["MB"] * 1e6 >= LARGE]
         mean = {"dtype": key[0], "pass": key[1], "lowest_of_copy": min(large, default=None)}
         for name in ("vs_eager", "vs_compiled"):
-            mean[name] = statistics.geometric_mean(row[name] for row in group)
-            mean[f"lowest_{name}"] = min(row[name] for row in group)
+            ratios = [row[name] for row in group if row[name] is not None]
+            mean[name] = statistics.geometric_mean(ratios) if ratios else None
+            mean[f"lowest_{name}"] = min(ratios, default=None)
         means.append(mean)
     return means
