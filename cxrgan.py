@@ -15,14 +15,12 @@ from cxr.options import (
     SPLITS,
     Door,
     another_classifier,
-    classes_option,
     classifier_option,
+    classifier_options,
     data_options,
     device_option,
     example,
     film_options,
-    fit_option,
-    fold_option,
     force_option,
     gather,
     images_option,
@@ -97,14 +95,12 @@ def check(data: str, out: str, as_json: bool, **reading: str | None) -> None:
 
 @cli.command(epilog=example("cxrgan train-cnn chest_xray --out runs/cnn"))
 @training_options(out="runs/cnn", batch=64, images=200_000)
-@size_option(show_default="the preset's")
-@fit_option
-@fold_option
-@classes_option
+@classifier_options
 def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     """Train a classifier on labelled X-rays.
 
-    DATA is a folder with one sub-folder per class, or a table of image files and classes.
+    DATA is a folder with one sub-folder per class, or a table of image files and classes. Where
+    --masks or --boxes say where the disease is, the classifier learns that, too.
     """
     from cxr import console
     from cxr.classifier import metrics_by_class, useless

@@ -225,7 +225,7 @@ data_options = stack(
 )
 
 
-judging_options = stack(
+places_options = stack(
     click.option(
         "--masks",
         metavar="FOLDER",
@@ -236,6 +236,20 @@ judging_options = stack(
         metavar="CSV",
         help="In place of masks, boxes: name, x, y, width, height, as shares of the image's sides.",
     ),
+)
+
+
+classifier_options = stack(
+    size_option(show_default="the preset's"),
+    fit_option,
+    fold_option,
+    classes_option,
+    places_options,
+)
+
+
+judging_options = stack(
+    places_options,
     click.option(
         "--lungs",
         metavar="FOLDER",

@@ -23,11 +23,14 @@ from cxr.classifier import (
     predict,
     to_tensor,
 )
+from cxr.data import places
 from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset
 from cxr.device import half_precision, prepare, rng
 from cxr.networks import PRESETS, Classifier
 from cxr.training import Run, World, loop, update_ema
+
+PLACES = 32  # pixels of the masks by which the classifier learns where the disease is
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Config(Reading):
     fit: str = "crop"
     fold: int = 0  # of ten, for cross-validation
     start: str | None = None  # a model whose weights are the first
+    masks: str | None = None  # where the disease is: a folder,
+    boxes: str | None = None  # or a table
     batch: int = 64
     images: int = 200_000  # that training sees
     tick: int = 8_192  # images between validations
@@ -58,7 +63,7 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     """Train a classifier; `out` receives the run folder with `model.safetensors`.
 
     Returns the model, its metrics on the test split in `info["metrics"]`. Raises CxrError where
-    a class is missing from a split, `Interrupted` after Ctrl-C.
+    a class is missing from a split or the masks or boxes are malformed, `Interrupted` after Ctrl-C.
     """
     device = prepare(config.device)
     world = World(device)
@@ -68,8 +73,10 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     data = datasets.open_dataset(*asked, **config.asked())
     for split in datasets.SPLITS:  # a class that is missing is told before hours of training
         data.by_class(split)
+    found = places.find_places(config.masks, config.boxes, data)
+    marks = places.marked(found, data, PLACES, config.fit) if found else None
     with Run(out, config, data, resume, world) as run:
-        trainer = Trainer(config, data, device, world)
+        trainer = Trainer(config, data, device, world, marks)
         if resume:
             trainer.progress = run.restore(trainer.parts(), trainer.progress)
         loop(trainer, run, "train-cnn")
@@ -82,10 +89,41 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
     return model
 
 
-class Trainer:
-    """The networks, the optimiser and one step of training."""
+class Locator(nn.Module):
+    """Says where the disease is, from what the classifier's last stage but one sees: with it, the
+    classifier learns to look there (docs/ablations.md). It is for training alone."""
 
-    def __init__(self, config: Config, data: Dataset, device: torch.device, world: World):
+    def __init__(self, network: Classifier):
+        super().__init__()
+        self.head = nn.Conv2d(network.config.channels[-2], 1, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        network.trunk[-2 - network.config.blocks].register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self.seen = output
+
+    def loss(self, masks: Tensor, known: Tensor) -> Tensor:
+        """How far its answer to the images just classified is from their masks [N, 1, S, S], of those
+        whose place is known [N]: the mean binary cross-entropy over the cells of its grid."""
+        where = self.head(F.relu(self.seen)).float()
+        shares = F.adaptive_avg_pool2d(masks, where.shape[2:])
+        losses = F.binary_cross_entropy_with_logits(where, shares, reduction="none")
+        return (losses * known[:, None, None, None]).mean()
+
+
+class Trainer:
+    """The networks, the optimiser and one step of training. marks: the masks bool [N, S, S] of all
+    images and of which the place is known."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        device: torch.device,
+        world: World,
+        marks: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
         self.config, self.data, self.device, self.world = config, data, device, world
         torch.manual_seed(config.seed)
         outputs = len(data.classes) if len(data.classes) > 2 else 1
@@ -96,8 +134,13 @@ class Trainer:
             self.network.temperature.fill_(1.0)
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.ema)
+        self.marks, self.locator = marks, None
+        if marks:
+            self.locator = Locator(self.network).to(device)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]
+        plain += [] if self.locator is None else self.locator.parameters()
+        self.trained = decayed + plain
         groups = [{"params": decayed, "weight_decay": config.decay}, {"params": plain}]
         self.optimiser = torch.optim.AdamW(groups, lr=config.rate, weight_decay=0.0)
         self.precision = half_precision(device)
@@ -105,12 +148,9 @@ class Trainer:
         self.progress = {"images": 0, "best": -1.0, "best_images": 0}
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        return {
-            "network": self.network,
-            "ema": self.ema,
-            "best": self.best,
-            "optimiser": self.optimiser,
-        }
+        parts = {"network": self.network, "ema": self.ema, "best": self.best}
+        located = {} if self.locator is None else {"locator": self.locator}
+        return parts | located | {"optimiser": self.optimiser}
 
     def done(self) -> bool:
         """Early stopping: no better validation for `patience` ticks."""
@@ -148,17 +188,26 @@ class Trainer:
         torch.manual_seed(config.seed + step * self.world.size + self.world.rank)  # of dropout
         with self.precision:
             logits = self.network(x)
-        loss = cross_entropy(logits, y, config.smoothing)
+        terms = {"loss": cross_entropy(logits, y, config.smoothing)} | self.where(rows, changes)
         self.optimiser.zero_grad()
-        loss.backward()
-        self.world.average(self.network.parameters())
+        sum(terms.values()).backward()
+        self.world.average(self.trained)
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate * schedule(seen / config.images)
         self.optimiser.step()
         self.progress["images"] = seen + config.batch
         horizon = min(config.ema, self.progress["images"] / 4)  # short at first
         update_ema(self.ema, self.network, 0.5 ** (config.batch / horizon))
-        return {"loss": loss.detach()}
+        return {name: term.detach() for name, term in terms.items()}
+
+    def where(self, rows: np.ndarray, changes: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The locator's loss on the images of these rows, moved as they were; none without one."""
+        if self.locator is None:
+            return {}
+        masks, known = (torch.from_numpy(t[rows]).float().to(self.device) for t in self.marks)
+        moves = (changes[n].to(self.device) for n in ("rotate", "scale", "aspect"))
+        shifts = (changes[n].to(self.device) for n in ("shift_x", "shift_y"))
+        return {"where": self.locator.loss(augment.move(masks[:, None], *moves, *shifts), known)}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -199,5 +248,8 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
 
 def provenance(config, data: Dataset) -> dict:
     """A training's options for its model file, which travels: names instead of paths."""
-    start = config.start and Path(config.start).name
-    return {**dataclasses.asdict(config), "data": data.name, "start": start}
+    paths = {name: getattr(config, name, None) for name in ("start", "masks", "boxes")}
+    names = {
+        name: path and Path(path).name for name, path in paths.items() if hasattr(config, name)
+    }
+    return {**dataclasses.asdict(config), "data": data.name, **names}

@@ -1,9 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from cxr import UsageError, checkpoints, datasets, explain, film, train_cnn, train_gan
+from cxr import UsageError, augment, checkpoints, datasets, explain, film, train_cnn, train_gan
 from cxr.cnn import check
+from cxr.device import rng
 from cxr.evaluation.inputs import Options, open_inputs
 from cxr.training import World
 
@@ -12,6 +15,7 @@ from cxr.training import World
 def squares(tmp_path_factory):
     """Noise, with a bright square somewhere in the diseased ones."""
     folder, rng = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
+    boxes = ["name,x,y,width,height"]
     for name in ("NORMAL", "SICK"):
         (folder / name).mkdir()
         for number in range(150):
@@ -19,8 +23,10 @@ def squares(tmp_path_factory):
             if name == "SICK":
                 row, column = rng.integers(4, 20, 2)
                 picture[row : row + 8, column : column + 8] += 60
+                boxes.append(f"{name}{number}.png,{column / 32},{row / 32},0.25,0.25")
             picture = picture.clip(0, 255).astype(np.uint8)
             film.write_png(folder / name / f"{name}{number}.png", picture)
+    folder.with_suffix(".csv").write_text("\n".join(boxes[:-10]))  # the last ten are not marked
     return folder
 
 
@@ -39,6 +45,52 @@ def test_training_learns_to_tell_the_classes_apart(trained):
     assert metrics["auroc"]["low"] <= metrics["auroc"]["value"] <= metrics["auroc"]["high"]
     assert {"accuracy", "sensitivity", "specificity", "ece", "auroc_gamma", "auroc_blur",
             "auroc_crop", "auroc_noise"} <= metrics.keys()  # fmt: skip
+
+
+def test_boxes_teach_the_classifier_where_to_look(squares, tmp_path, capsys):
+    boxes = squares.with_suffix(".csv")
+    config = train_cnn.Config(
+        data=str(squares), preset="tiny", boxes=str(boxes), batch=32, images=2048, tick=512
+    )
+    model = train_cnn.train(config, tmp_path / "cnn")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "140 images are marked; of 10 diseased ones no place is known" in said
+    rows = [json.loads(line) for line in (tmp_path / "cnn" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["where"] < 0.7 * rows[0]["where"]
+    assert model.info["provenance"]["classifier"]["boxes"] == boxes.name
+    assert set(model.networks) == {"classifier"}  # what says where is for training alone
+
+
+def test_marks_move_with_their_images_and_unknown_ones_count_for_nothing(squares, monkeypatch):
+    data = datasets.open_dataset(squares, 32)
+    masks = np.random.default_rng(0).random((len(data), 32, 32)) < 0.2
+    known = np.arange(len(data)) % 2 == 0
+    config = train_cnn.Config(str(squares), preset="tiny", batch=8)
+    cpu = torch.device("cpu")
+    trainer = train_cnn.Trainer(config, data, cpu, World(cpu), (masks, known))
+    changes = augment.draw(8, 1.0, rng(0), augment.CLASSIFIER)
+    shown = {}
+    monkeypatch.setattr(
+        trainer.locator, "loss", lambda m, k: shown.update(masks=m, known=k) or m.sum()
+    )
+    trainer.where(np.arange(8), changes)
+    quiet = changes | {
+        n: changes[n] * 0 for n in ("brightness", "contrast", "gamma", "blur", "noise")
+    }
+    quiet["erase"] = quiet["erase"] * 0
+    moved = augment.apply(torch.from_numpy(masks[:8]).float()[:, None] * 2 - 1, quiet)
+    torch.testing.assert_close(shown["masks"], (moved + 1) / 2, atol=1e-3, rtol=0)
+    assert shown["known"].tolist() == known[:8].tolist()
+    trainer.locator = train_cnn.Locator(trainer.network)
+    trainer.network(torch.randn(2, 1, 32, 32))
+    loss = trainer.locator.loss(torch.ones(2, 1, 32, 32), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(loss, torch.tensor(np.log(2) / 2, dtype=torch.float32))
+
+
+def test_masks_and_boxes_at_once_are_refused(squares):
+    config = train_cnn.Config(str(squares), masks=str(squares), boxes="b.csv", preset="tiny")
+    with pytest.raises(UsageError, match="give one"):
+        train_cnn.train(config, "nowhere")
 
 
 def test_model_file_holds_the_model_that_was_measured(trained, squares):

@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import images, lungs, metrics
+from cxr import lungs, metrics
 from cxr.attribution import magnitude
 from cxr.belief import rejections
 from cxr.checkpoints import Model
 from cxr.classifier import to_tensor
+from cxr.data.places import Places, place_of
 from cxr.datasets import Dataset
 from cxr.device import rng
 from cxr.evaluation import heatmaps
 from cxr.evaluation.intervals import Figures
-from cxr.evaluation.places import Places
 from cxr.evaluation.realism import pools
 from cxr.explain import at_once, explain_group
 from cxr.explanation import CHANGED, Explanation, share
@@ -310,13 +309,8 @@ class Judge:
     def place(self, places: Places, row: int) -> np.ndarray | None:
         """The mask of a row's image, bool [R, R], prepared as the image was. None if there is none
         or it is empty."""
-        image, info = self.data.paths[row], self.model.info
-        found = places.get(Path(image).stem)
-        if found is None:
-            return None
-        load = images.load_mask if isinstance(found, Path) else images.load_boxes
-        mask = load(found, image, info["size"], info["fit"])
-        return mask if mask.any() else None
+        info = self.model.info
+        return place_of(places, self.data.paths[row], info["size"], info["fit"])
 
 
 def path(e: Explanation) -> Figures:

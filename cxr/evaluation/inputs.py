@@ -11,11 +11,11 @@ from cxr import UsageError
 from cxr.checkpoints import Model, load_model, with_discriminator
 from cxr.classifier import to_tensor
 from cxr.cnn.own import is_own
+from cxr.data.places import Places, find_places, mask_files
 from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset, left_out, open_dataset
 from cxr.device import prepare
 from cxr.evaluation import journal
-from cxr.evaluation.places import Places, boxes_of, mask_files
 from cxr.explain import second_classifier, with_classifier
 from cxr.explanation import versions
 
@@ -103,18 +103,10 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
         model=loaded,
         data=dataset,
         oracle=load_oracle(options.oracle, loaded, dataset, device) if options.oracle else None,
-        masks=_places(options, dataset),
+        masks=find_places(options.masks, options.boxes, dataset),
         lungs=mask_files(options.lungs, "--lungs", dataset),
         device=device,
     )
-
-
-def _places(options: Options, data: Dataset) -> Places:
-    if options.masks and options.boxes:
-        raise UsageError("--masks and --boxes both say where the disease is: give one")
-    if options.boxes:
-        return boxes_of(options.boxes, data)
-    return mask_files(options.masks, "--masks", data)
 
 
 def _open_data(model: Model, data: str | Path, options: Options) -> Dataset:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from cxr import console, metrics, train_cnn, train_gan
 from cxr.checkpoints import Model, load_model
 from cxr.classifier import predict, to_tensor
+from cxr.data.places import mask_files
 from cxr.datasets import Dataset, open_dataset
 from cxr.device import prepare
 from cxr.evaluation.cases import Judge, path
-from cxr.evaluation.places import mask_files
 from cxr.evaluation.stages import tuned_thresholds
 from cxr.explanation import Explanation
 from cxr.files import write_text

@@ -8,7 +8,8 @@ import torch
 
 from cxr import datasets, film, lungs, metrics
 from cxr.checkpoints import Model
-from cxr.evaluation import cases, heatmaps, places, realism
+from cxr.data import places
+from cxr.evaluation import cases, heatmaps, realism
 from cxr.networks import Classifier, ClassifierConfig
 
 

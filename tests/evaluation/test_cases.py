@@ -9,7 +9,8 @@ import torch
 
 from cxr import CxrError, UsageError, datasets, film
 from cxr.checkpoints import Model
-from cxr.evaluation import cases, places
+from cxr.data import places
+from cxr.evaluation import cases
 
 
 def test_masks_of_other_images_are_refused(xrays, tmp_path):

@@ -3,10 +3,48 @@
 import csv
 from pathlib import Path
 
-from cxr import CxrError, UsageError, images
+import numpy as np
+
+from cxr import CxrError, UsageError, console, images
 from cxr.datasets import Dataset
 
 Places = dict[str, Path | list[tuple[float, ...]]]  # mask files or boxes, by the image's stem
+
+
+def find_places(masks: str | Path | None, boxes: str | Path | None, data: Dataset) -> Places:
+    """Where the disease is, of --masks or --boxes. Raises as `mask_files` and `boxes_of`, and
+    UsageError for both."""
+    if masks and boxes:
+        raise UsageError("--masks and --boxes both say where the disease is: give one")
+    return boxes_of(boxes, data) if boxes else mask_files(masks, "--masks", data)
+
+
+def place_of(places: Places, image: str, size: int, fit: str) -> np.ndarray | None:
+    """The mask of an image file, bool [size, size], prepared as the image is. None if there is none
+    or it is empty."""
+    found = places.get(Path(image).stem)
+    if found is None:
+        return None
+    load = images.load_mask if isinstance(found, Path) else images.load_boxes
+    mask = load(found, image, size, fit)
+    return mask if mask.any() else None
+
+
+def marked(places: Places, data: Dataset, size: int, fit: str) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of all images, bool [N, size, size], and of which the place is known, bool [N]: of
+    those that have a mask and of the healthy ones. How many of the others there are is said."""
+    masks = np.zeros((len(data), size, size), bool)
+    with console.progress("marks", len(data), unit="images") as bar:
+        for row, path in enumerate(data.paths):
+            place = place_of(places, path, size, fit)
+            masks[row] = False if place is None else place
+            bar.advance()
+    known = masks.any((1, 2)) | (data.labels == 0)
+    console.say(
+        f"{masks.any((1, 2)).sum():,} images are marked; of {(~known).sum():,} diseased ones no place "
+        "is known: they are trained on without"
+    )
+    return masks, known
 
 
 def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[str, Path]:
