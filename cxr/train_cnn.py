@@ -90,8 +90,9 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
 
 
 class Locator(nn.Module):
-    """Says where the disease is, from what the classifier's last stage but one sees: with it, the
-    classifier learns to look there (docs/ablations.md). It is for training alone."""
+    """Says where the disease is, from what the classifier's last stage but one sees. It is for
+    training alone: a classifier that has learnt this, too, does better on other hospitals' images
+    (docs/ablations.md)."""
 
     def __init__(self, network: Classifier):
         super().__init__()

@@ -295,5 +295,5 @@ def test_setup_builds_what_the_loader_looks_for(monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     (extension, *_) = build.extensions()
     assert extension.name == f"cxr.{build.ahead_of_time('cpu', build._sources('cpu')).stem}"
-    assert [Path(source).name for source in extension.sources] == ["cpu.cpp"]
+    assert [Path(source).name for source in extension.sources] == ["cpu.cpp", "cpu_norm.cpp"]
     assert "-march=native" not in extension.extra_compile_args["cxx"]
