@@ -337,8 +337,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mod_act_bwd(
     const Optional gi = gradient(gimage, x, kType<A>, pixels);
     Tensor dx = empty_image({k.n, k.c, k.x_height, k.x_width}, x.scalar_type(), x);
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> found;
-    // blurred, it keeps sums and two rings in registers: half the channels for the half types
-    constexpr int most = Blurred ? std::min(kVector<T>, 4) : kVector<T>;
+    constexpr int most = std::min(kVector<T>, 4);  // sums and factors of 8 do not fit in registers
     const Epilogue<A> e = epilogue<A>(given);
     vectors<most>(k.c, {x.const_data_ptr(), data<T>(g), e.d, e.b, e.r, e.s}, [&](auto v) {
       const Pieces pieces(k, Blurred, v);

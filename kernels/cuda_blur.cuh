@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   rows.down = columns.down = Factor;
   rows.transposed = columns.transposed = Transposed;
   const int64_t n = blockIdx.x / (cut.columns * cut.strips);
-  const int64_t begin = blockIdx.x % cut.strips * cut.strip;
-  const int64_t end = begin + cut.strip < rows.out ? begin + cut.strip : rows.out;
+  const int begin = int(blockIdx.x % cut.strips * cut.strip);
+  const int end = int(begin + cut.strip < rows.out ? begin + cut.strip : rows.out);
   const int64_t left = blockIdx.x / cut.strips % cut.columns * blockDim.y;
   const int64_t column = left + threadIdx.y;
   const int64_t right = left + blockDim.y < columns.out ? left + blockDim.y : columns.out;
@@ -195,17 +195,17 @@ __global__ void __launch_bounds__(kThreads, 2)
         x + (n * rows.in * columns.in + leftmost.first) * channels + c,
         bottom.first + bottom.count, channels, columns.in * channels,
         c < channels ? int(rightmost.first + rightmost.count - leftmost.first) : 0};
-    const auto ahead = [&](int64_t i) {
+    const auto ahead = [&](int i) {
       const int64_t pixel = i * columns.out + column;
       tile.ahead(n, pixel, (n * rows.out * columns.out + pixel) * channels + c, inside && i < end);
     };
-    int64_t next = window(rows, begin).first;
+    int next = int(window(rows, begin).first);
     __syncthreads();  // whoever still reads rows of the tile before
     for (int k = 0; k < kRows - 1; ++k) band.begin(next + k, staged[(next + k) & 3]);
     for (int k = 0; k < Queue<A>::kAhead; ++k) ahead(begin + k);
     Ring<V, A> ring;
 #pragma unroll 1  // unrolled, it does not fit into the registers
-    for (int64_t i = begin; i < end; ++i) {
+    for (int i = begin; i < end; ++i) {
       const Window down = window(rows, i);
       ahead(i + Queue<A>::kAhead);
 #pragma unroll 1

@@ -50,18 +50,20 @@ __global__ void __launch_bounds__(kThreads, 2)
     mod_act_bwd_kernel(Epilogue<A> e, const T* __restrict__ gy, const A* __restrict__ gimage,
                        const T* __restrict__ x, T* __restrict__ dx, Parts<A> parts,
                        int64_t channels, int64_t pixels, int64_t chunk, int64_t chunks) {
-  constexpr int kAtOnce = 2;
-  const int64_t n = blockIdx.x / chunks, begin = blockIdx.x % chunks * chunk;
-  const int64_t end = begin + chunk < pixels ? begin + chunk : pixels;
+  constexpr int kAtOnce = 4;
+  const int64_t n = blockIdx.x / chunks;
+  const int begin = int(blockIdx.x % chunks * chunk);
+  const int end = int(begin + chunk < pixels ? begin + chunk : pixels);
   const int64_t first = int64_t(blockIdx.y) * blockDim.x * V, c = first + threadIdx.x * V;
   const Factors<V, A> k(e, n, channels, c);
   Sums<V, A> sums;
-  for (int64_t p0 = begin + threadIdx.y; p0 < end && c < channels; p0 += kAtOnce * blockDim.y) {
+  for (int p0 = begin + threadIdx.y; p0 < end && c < channels; p0 += kAtOnce * blockDim.y) {
     Pack<T, V> xs[kAtOnce], gs[kAtOnce];
     A z[kAtOnce] = {}, gi[kAtOnce] = {};
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
-      const int64_t p = p0 + u * blockDim.y, at = (n * pixels + p) * channels + c;
+      const int p = p0 + u * blockDim.y;
+      const int64_t at = (n * pixels + p) * channels + c;
       if (p >= end) break;
       xs[u] = load<V>(x + at);
       if (gy) gs[u] = load<V>(gy + at);
@@ -70,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
-      const int64_t p = p0 + u * blockDim.y;
+      const int p = p0 + u * blockDim.y;
       if (p >= end) break;
       A a[V], g[V] = {}, out[V];
       widen<V>(xs[u], a);
