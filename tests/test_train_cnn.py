@@ -1,11 +1,23 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from cxr import UsageError, augment, checkpoints, datasets, explain, film, train_cnn, train_gan
+from cxr import (
+    CxrError,
+    UsageError,
+    augment,
+    checkpoints,
+    datasets,
+    explain,
+    film,
+    train_cnn,
+    train_gan,
+)
 from cxr.cnn import check
+from cxr.data import places
 from cxr.device import rng
 from cxr.evaluation.inputs import Options, open_inputs
 from cxr.training import World
@@ -26,7 +38,8 @@ def squares(tmp_path_factory):
                 boxes.append(f"{name}{number}.png,{column / 32},{row / 32},0.25,0.25")
             picture = picture.clip(0, 255).astype(np.uint8)
             film.write_png(folder / name / f"{name}{number}.png", picture)
-    folder.with_suffix(".csv").write_text("\n".join(boxes[:-10]))  # the last ten are not marked
+    boxes[-10:] = ["elsewhere.png,0,0,1,1"]  # the last ten are not marked
+    folder.with_suffix(".csv").write_text("\n".join(boxes))
     return folder
 
 
@@ -55,6 +68,7 @@ def test_boxes_teach_the_classifier_where_to_look(squares, tmp_path, capsys):
     model = train_cnn.train(config, tmp_path / "cnn")
     said = " ".join(capsys.readouterr().err.split())
     assert "140 images are marked; of 10 diseased ones no place is known" in said
+    assert "marks of images that are not in squares" in said
     rows = [json.loads(line) for line in (tmp_path / "cnn" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["where"] < 0.7 * rows[0]["where"]
     assert model.info["provenance"]["classifier"]["boxes"] == boxes.name
@@ -85,6 +99,14 @@ def test_marks_move_with_their_images_and_unknown_ones_count_for_nothing(squares
     trainer.network(torch.randn(2, 1, 32, 32))
     loss = trainer.locator.loss(torch.ones(2, 1, 32, 32), torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(loss, torch.tensor(np.log(2) / 2, dtype=torch.float32))
+
+
+def test_boxes_that_two_images_might_have_are_refused(squares, tmp_path):
+    (tmp_path / "boxes.csv").write_text("name,x,y,width,height\n0.png,0,0,1,1\n")
+    images = datasets.open_dataset(squares, 32)
+    again = dataclasses.replace(images, paths=tuple(f"{i % 2}.png" for i in range(len(images))))
+    with pytest.raises(CxrError, match="two images are called 0"):
+        places.boxes_of(tmp_path / "boxes.csv", again)
 
 
 def test_masks_and_boxes_at_once_are_refused(squares):

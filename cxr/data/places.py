@@ -1,6 +1,7 @@
 """Where disease and lungs are, as people have marked them: folders of masks, tables of boxes."""
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,11 @@ def marked(places: Places, data: Dataset, size: int, fit: str) -> tuple[np.ndarr
             masks[row] = False if place is None else place
             bar.advance()
     known = masks.any((1, 2)) | (data.labels == 0)
+    others = len(places.keys() - {Path(path).stem for path in data.paths})
     console.say(
         f"{masks.any((1, 2)).sum():,} images are marked; of {(~known).sum():,} diseased ones no place "
         "is known: they are trained on without"
+        + (f"; marks of images that are not in {data.name}: {others:,}" if others else "")
     )
     return masks, known
 
@@ -63,12 +66,18 @@ def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[st
                 "keep one, with all of the mask in it"
             )
         files[path.stem] = path
-    stems = [Path(name).stem for name in data.paths if Path(name).stem in files]
-    if not stems:
+    if not _stems(files, data, f"{option} {folder}"):
         raise UsageError(f"{option} {folder}: no file there is called like an image of {data.name}")
-    if twice := [stem for stem in set(stems) if stems.count(stem) > 1]:
-        raise CxrError(f"{option} {folder}: two images are called {twice[0]}; rename one")
     return files
+
+
+def _stems(places: Places, data: Dataset, told: str) -> list[str]:
+    """The images of the data that have a place, by their stems. Raises CxrError if two are called
+    alike."""
+    stems = [Path(name).stem for name in data.paths if Path(name).stem in places]
+    if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
+        raise CxrError(f"{told}: two images are called {twice[0]}; rename one")
+    return stems
 
 
 def boxes_of(table: str | Path, data: Dataset) -> Places:
@@ -95,6 +104,6 @@ def boxes_of(table: str | Path, data: Dataset) -> Places:
                 places.setdefault(Path(name.replace("\\", "/")).stem, []).append(values)
     except (ValueError, UnicodeError, csv.Error) as error:
         raise CxrError(f"--boxes {table}, line {number}: {error}") from None
-    if not places.keys() & {Path(name).stem for name in data.paths}:
+    if not _stems(places, data, f"--boxes {table}"):
         raise UsageError(f"--boxes {table}: no name there is that of an image of {data.name}")
     return places
