@@ -53,7 +53,7 @@ setup(
     extras_require={
         "recipes": ["torchvision", "timm", "torchxrayvision", "monai"],
         "test": [
-            *("pytest", "ruff", "coverage", "captum", "setuptools>=70.1"),
+            *("pytest", "pytest-xdist", "ruff", "coverage", "captum", "setuptools>=70.1"),
             *("scikit-learn", "scikit-image"),
         ],
         "dicom": [
