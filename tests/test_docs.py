@@ -31,7 +31,8 @@ def test_relative_links_lead_to_files_that_exist(page):
 
 def test_every_option_of_the_readme_exists():
     options = {o for c in cli.commands.values() for p in c.params for o in p.opts} | {"--help"}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    ours = "\n".join(line for line in README.splitlines() if "pytest" not in line)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours))
     assert named and named <= options
 
 
