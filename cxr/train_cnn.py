@@ -206,9 +206,9 @@ class Trainer:
         if self.locator is None:
             return {}
         masks, known = (torch.from_numpy(t[rows]).float().to(self.device) for t in self.marks)
-        moves = (changes[n].to(self.device) for n in ("rotate", "scale", "aspect"))
-        shifts = (changes[n].to(self.device) for n in ("shift_x", "shift_y"))
-        return {"where": self.locator.loss(augment.move(masks[:, None], *moves, *shifts), known)}
+        names = ("rotate", "scale", "aspect", "shift_x", "shift_y")
+        moves = (changes[name].to(self.device) for name in names)
+        return {"where": self.locator.loss(augment.move(masks[:, None], *moves), known)}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -249,8 +249,7 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
 
 def provenance(config, data: Dataset) -> dict:
     """A training's options for its model file, which travels: names instead of paths."""
-    paths = {name: getattr(config, name, None) for name in ("start", "masks", "boxes")}
-    names = {
-        name: path and Path(path).name for name, path in paths.items() if hasattr(config, name)
-    }
-    return {**dataclasses.asdict(config), "data": data.name, **names}
+    options = dataclasses.asdict(config)
+    paths = [name for name in ("start", "masks", "boxes") if options.get(name)]
+    names = {name: Path(options[name]).name for name in paths}
+    return {**options, "data": data.name, **names}
