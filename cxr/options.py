@@ -263,6 +263,13 @@ judging_options = stack(
         "file, or FILE.py:FUNCTION.",
     ),
     click.option(
+        "--findings",
+        metavar="CNN",
+        multiple=True,
+        help="A CNN of other findings, whose verdicts should stay: a model file, or FILE.py:FUNCTION; "
+        "may be repeated.",
+    ),
+    click.option(
         "--limit", type=click.IntRange(1), help="Number of images to explain.", show_default="all"
     ),
 )

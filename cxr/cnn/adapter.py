@@ -105,6 +105,19 @@ def _each(value, channels: int, name: str, default: float) -> Tensor:
     return values.view(1, -1, 1, 1)
 
 
+class Every(nn.Module):
+    """An adapted CNN with a logit [N, K] for each of its answers."""
+
+    def __init__(self, adapted: Adapted):
+        super().__init__()
+        self.adapted = adapted
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer = self.adapted.answer
+        y = answer.each(self.adapted.module(self.adapted.before(x)))  # [N, K]
+        return torch.stack([answer.logit(y, place) for place in range(y.shape[1])], 1)
+
+
 class Resize(nn.Module):
     """[N, C, R, R] to [N, C, size, size], bilinear and antialiased."""
 
@@ -162,10 +175,17 @@ class Answer(nn.Module):
         self.output, self.target, self.classes = output, target, list(classes)
 
     def forward(self, y: Tensor) -> Tensor:
+        y = self.each(y)
+        return self.logit(y, self.column(y))
+
+    def each(self, y: Tensor) -> Tensor:
+        """The answers as [N, K]."""
         if not isinstance(y, Tensor) or y.ndim == 0:
             raise CxrError(f"the CNN gives {described(y)}, not a tensor [N] or [N, K]")
-        y = y.float()[:, None].flatten(1)  # [N, K]
-        chosen = self.column(y)
+        return y.float()[:, None].flatten(1)
+
+    def logit(self, y: Tensor, chosen: int) -> Tensor:
+        """The logit [N] of one of the answers [N, K]."""
         if self.output == "logits":
             return against_rest(y, chosen)
         if self.output == "logit":

@@ -63,6 +63,33 @@ def load(
         return Own(whole, file, spec).to(device).requires_grad_(False)
 
 
+def load_every(spec: str, size: int, device: str | torch.device) -> tuple["Own", list[str]]:
+    """The CNN of FILE.py:FUNCTION with all of its answers: images [N, 1, R, R] to logits [N, K], and
+    their names; one without a name goes by its number, and one with an empty name stays so.
+
+    Raises CxrError, UsageError where the file, the function or the answers are not as they have to
+    be.
+    """
+    file, function = split(spec)
+    if not function:
+        raise UsageError(f"{spec}: give several findings as FILE.py:FUNCTION, or as a model file")
+    with guard(file, spec):
+        module = settle(run(file, function)[0])
+        if not isinstance(module, Adapted):
+            answer = Answer(kind(module, nn.Identity(), size), None, adapter.names_of(module))
+            module = Adapted(nn.Identity(), module, answer)
+    network = Own(adapter.Every(module), file, spec).to(device).requires_grad_(False)
+    x = contract.pictures(size, 2).to(device)
+    with torch.no_grad():
+        y = network(x)
+    if y.shape[0] != len(x) or not y.isfinite().all():
+        raise CxrError(f"{spec}: not all answers to 2 pictures are finite, {list(y.shape)}")
+    names = module.answer.classes or [str(place) for place in range(y.shape[1])]
+    if len(names) != y.shape[1]:
+        raise CxrError(f"{spec} gives {y.shape[1]} answers and names {len(names)}")
+    return network, names
+
+
 def of_module(module: nn.Module, device: str | torch.device) -> "Own":
     """A copy of a module in eval mode, asked as a file's is."""
     name = name_of(module)

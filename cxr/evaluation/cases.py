@@ -17,6 +17,7 @@ from cxr.data.places import Places, place_of
 from cxr.datasets import Dataset
 from cxr.device import rng
 from cxr.evaluation import heatmaps
+from cxr.evaluation.findings import Findings, answers
 from cxr.evaluation.intervals import Figures
 from cxr.evaluation.realism import pools
 from cxr.explain import at_once, explain_group
@@ -35,7 +36,7 @@ class Judge:
 
     A figure is NaN if the image does not define it. oracle: the independent classifier; masks: where
     the disease is, by the stem of the image's name; lungs: the same of the lungs, which are found
-    where no mask is given; refine, within, seed: as of `explain`.
+    where no mask is given; findings: CNNs of other findings; refine, within, seed: as of `explain`.
     """
 
     model: Model
@@ -46,6 +47,7 @@ class Judge:
     refine: int = 60
     seed: int = 0
     within: str | None = None
+    findings: Findings | None = None
 
     def __post_init__(self) -> None:
         self.device = self.model.generator.const.device
@@ -297,6 +299,12 @@ class Judge:
         with torch.no_grad():
             ends = self.oracle.features(torch.stack([e.frames[frame], e.overlaid[frame]]))
         return dict(zip(("fid", "fid_overlaid"), ends.float().tolist()))
+
+    def answers(self, e: Explanation) -> list[list[float]]:
+        """The answers of CNN and findings; empty without CNNs of findings."""
+        if self.findings is None:
+            return []
+        return answers(self.model.classifier, self.findings, e)
 
     def lung(self, e: Explanation, row: int) -> np.ndarray | None:
         """The lungs of a row's image, bool [R, R]: its mask, else those that are found in it. None

@@ -104,7 +104,7 @@ def _measure(
     if EXPLAINER <= inputs.model.networks.keys():
         judge = Judge(
             *(inputs.model, inputs.data, inputs.oracle, inputs.masks, inputs.lungs),
-            *(options.refine, options.seed, options.within),
+            *(options.refine, options.seed, options.within, inputs.findings),
         )
         rows = drawn_rows(inputs.data, split, options.limit, options.seed)
         measured = measure(judge, rows, split, journal, draws)
@@ -187,6 +187,7 @@ def _about(inputs: Inputs, split: str, options: Options) -> dict:
         "notes": notes,
         "versions": versions(),
         "oracle": options.oracle,
+        "findings": list(options.findings),
         "feature_space": None,
         "seeds": {"evaluation": options.seed},
     }

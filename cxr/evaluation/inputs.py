@@ -16,6 +16,7 @@ from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset, left_out, open_dataset
 from cxr.device import prepare
 from cxr.evaluation import journal
+from cxr.evaluation.findings import Findings, load_findings
 from cxr.explain import second_classifier, with_classifier
 from cxr.explanation import versions
 
@@ -31,6 +32,7 @@ class Options(Reading):
         with but does not keep, as `load_classifier` takes it
     target, classifier_input : of a classifier of one's own, as `load_classifier` takes them
     oracle : an independently trained classifier, as `load_classifier` takes it
+    findings : CNNs of other findings, as `load_findings` takes them
     limit : how many images of the split are explained, drawn by chance; by default all
     refine, within : as of `explain`
     resume : go on with the evaluation in the folder
@@ -43,6 +45,7 @@ class Options(Reading):
     target: str | None = None
     classifier_input: str | None = None
     oracle: str | None = None
+    findings: tuple[str, ...] = ()
     limit: int | None = None
     refine: int = 60
     within: str | None = None
@@ -58,6 +61,7 @@ class Inputs:
     model: Model
     data: Dataset
     oracle: nn.Module | None  # the independent classifier
+    findings: Findings | None  # others than the one explained
     masks: Places  # of the disease
     lungs: Places
     device: torch.device
@@ -75,6 +79,8 @@ class Inputs:
             "independent classifier": None
             if self.oracle is None
             else [journal.network_digest(self.oracle), _source(options.oracle)],
+            "findings": self.findings
+            and [journal.network_digest(self.findings), *map(_source, options.findings)],
             "data": journal.data_digest(self.data),
             "masks": journal.places_digest(self.masks),
             "lung masks": journal.places_digest(self.lungs),
@@ -103,6 +109,7 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
         model=loaded,
         data=dataset,
         oracle=load_oracle(options.oracle, loaded, dataset, device) if options.oracle else None,
+        findings=load_findings(options.findings, loaded),
         masks=find_places(options.masks, options.boxes, dataset),
         lungs=mask_files(options.lungs, "--lungs", dataset),
         device=device,

@@ -23,6 +23,7 @@ NEEDS = {  # what a measure may need, and the message if it is missing
     "independent": "no independent classifier is given (--oracle)",
     "features": "the independent classifier has no method `features` to [N, C]",
     "lungs": "no lungs are found in the explained images",
+    "findings": "no CNN of other findings is given (--findings)",
     "source": "the data have no column `source` with several of them",
     "scanner": "the data have no column `scanner` with several of them",
     "masks": "no explained image that is called diseased has a mask of its disease (--masks, --boxes)",
@@ -158,6 +159,9 @@ _RECONSTRUCTION = (
     Measure("reconstruction.rejected", "rejected", SHARE, "less",
         "Share of reconstructions that are too far from their image: a probability gap above 0.1, "
         "or an SSIM of the encoder under the validation images' 5th percentile."),
+    Measure("reconstruction.findings_turned", "other findings turned", SCORE, "less",
+        "Mean number of other findings whose verdict differs between image and reconstruction.",
+        "findings", needs=("findings",)),
 )
 _COUNTERFACTUAL = (
     Measure("counterfactual.l1_original", "change from the original", SCORE, "less",
@@ -206,6 +210,18 @@ _COUNTERFACTUAL = (
         "The same of the overlaid counterfactuals.", needs=_FEATURES),
     Measure("counterfactual.fid_real", "FID, real", DISTANCE, "",
         "The same of real images from other patients' real images.", needs=_FEATURES),
+    Measure("counterfactual.findings_turned", "other findings turned", SCORE, "less",
+        "Mean number of other findings whose verdict differs between image and counterfactual (MNAC, "
+        "Jeanneret et al. 2022, without the finding that is explained).", "findings",
+        needs=("findings",)),
+    Measure("counterfactual.findings_turned_overlaid", "other findings turned, overlay", SCORE, "less",
+        "The same of the overlaid counterfactual.", "findings", needs=("findings",)),
+    Measure("counterfactual.correlation_difference", "correlation difference", SCORE, "less",
+        "How differently other findings' logits move with this CNN's than they go with it over the "
+        "images: the mean absolute difference of the correlations (CD, Jeanneret et al. 2022).",
+        needs=("findings",)),
+    Measure("counterfactual.correlation_difference_overlaid", "correlation difference, overlay", SCORE,
+        "less", "The same of the overlaid counterfactual.", needs=("findings",)),
     Measure("counterfactual.composition", "twice reconstructed", SCORE, "less",
         "Mean absolute difference of the image and its reconstruction's reconstruction (composition, "
         "Monteiro et al. 2023).", "of the range", needs=("time",)),
@@ -213,6 +229,16 @@ _COUNTERFACTUAL = (
         "Mean absolute difference of the image and its counterfactual, explained in turn and taken "
         "back to the image's dose (reversibility, Monteiro et al. 2023).", "of the range",
         needs=("time",)),
+)
+_FINDINGS = tuple(
+    Measure(f"finding.*.turned_by_{name}", f"turned by the {picture}", SHARE, "less",
+        f"Share of images whose verdict of this finding is another in the {picture}.",
+        needs=("findings",))
+    for name, picture in (
+        ("reconstruction", "reconstruction"),
+        ("counterfactual", "counterfactual"),
+        ("counterfactual_overlaid", "overlay"),
+    )
 )
 _GATE = (
     Measure("gate.believed", "believed", SHARE, "",
@@ -366,8 +392,8 @@ _SWAPS = (
 
 EVALUATION = (
     *(*_CLASSIFIER, *_SHORTCUT, *_GENERATOR, *_RECONSTRUCTION, *_COUNTERFACTUAL),
-    *(*_GATE, *_PATH, *_DISENTANGLEMENT, *_MAPS),
+    *(*_FINDINGS, *_GATE, *_PATH, *_DISENTANGLEMENT, *_MAPS),
 )
 PHANTOMS = (*_PHANTOMS, *_SWAPS)
 MEASURES = {measure.key: measure for measure in (*EVALUATION, *PHANTOMS)}
-COMPARED = {m.part for m in (*_MAPS, *_SHORTCUT) if ".*" in m.key} | {"marker"}
+COMPARED = {m.part for m in (*_MAPS, *_SHORTCUT, *_FINDINGS) if ".*" in m.key} | {"marker"}

@@ -41,7 +41,7 @@ def of_part(part: str) -> list[Measure]:
 
 
 def compares_methods(part: str) -> bool:
-    """Whether a part has figures for each heat map, source or scanner."""
+    """Whether a part has figures for each heat map, source, scanner or finding."""
     return part in COMPARED
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from cxr import console
 from cxr.evaluation import heatmaps
 from cxr.evaluation.cases import GROUP, Judge
+from cxr.evaluation.findings import changes
 from cxr.evaluation.intervals import Figures, intervals, last_stage
 from cxr.evaluation.journal import Journal
 from cxr.evaluation.realism import counterfactual_distances, random_lungs
@@ -62,6 +63,10 @@ def measure(
         {name: [case["features"][name] for case in cases] for name in cases[0]["features"]},
         np.array([case["diseased"] for case in cases]),
     )
+    if judge.findings is not None:
+        asked = [case["findings"] for case in cases]
+        for part, extra in changes(judge.findings.names, asked, patients).items():
+            numbers[part] = numbers.get(part, {}) | extra
     lungs = journal.once(
         "random lungs", lambda: random_lungs(judge.model, judge.seed, judge.oracle)
     )
@@ -110,7 +115,7 @@ def tuned_thresholds(
 def explained(
     judge: Judge, rows: np.ndarray, journal: Journal, caught: list[int]
 ) -> tuple[list[dict], dict[int, Explanation]]:
-    """What is kept of each row, {"figures", "logits", "diseased", "features"}, and those explanations
+    """What is kept of each row, {"figures", "logits", "diseased", "features", "findings"}, and those explanations
     that are used again. The others are not kept because they are large.
 
     Rows are judged in groups because some figures compare the images of a group. Therefore a whole
@@ -182,6 +187,7 @@ def _cases(judge: Judge, group: np.ndarray, paths: list[Explanation]) -> list[di
             "logits": e.logits.tolist(),
             "diseased": e.diseased,
             "features": judge.features(e),
+            "findings": judge.answers(e),
         }
         for figures, e in zip(judge.judge(group, paths), paths)
     ]

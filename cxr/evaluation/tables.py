@@ -71,7 +71,7 @@ def compared(title: str, part: str, methods: dict[str, dict]) -> Table:
         (title_of(method), *(spread(row.get(heading)) for heading in headings))
         for method, row in rows.items()
     ]
-    return title, (part if part in ("source", "scanner") else "method", *headings), cells
+    return title, (part if part in ("source", "scanner", "finding") else "method", *headings), cells
 
 
 def measures(part: str, method: str, figures: dict) -> dict[str, dict]:

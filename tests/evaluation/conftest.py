@@ -55,6 +55,31 @@ def oracle(model, tmp_path_factory):
     return str(path)
 
 
+SEVERAL = """
+import torch
+
+
+class Several(torch.nn.Module):
+    pathologies = ["Effusion", "", "sick", "Mass"]
+
+    def forward(self, x):
+        mean, left = x.mean((1, 2, 3)), x[..., : x.shape[-1] // 2].mean((1, 2, 3))
+        return torch.stack([mean, mean - 1, mean - 2, left - mean], 1)
+
+
+def several():
+    return Several()
+"""
+
+
+@pytest.fixture(scope="session")
+def several(tmp_path_factory):
+    """A CNN of several findings, by its file and function; one has no name, one is explained."""
+    file = tmp_path_factory.mktemp("findings") / "own.py"
+    file.write_text(SEVERAL)
+    return f"{file}:several"
+
+
 class Brightness(torch.nn.Module):
     """A classifier that asks how bright the image is."""
 

@@ -18,6 +18,7 @@ FIGURES = {
         *("validity_overlaid", "oracle_validity_overlaid", "l1_overlaid", "sparsity_overlaid"),
         *("outside_lung", "outside_lung_overlaid", "outside_area", "cout", "cout_overlaid"),
         *("perceptual", "perceptual_overlaid", "composition", "reversibility"),
+        *("findings_turned", "findings_turned_overlaid", "correlation_difference"),
     },
     "shortcut": {"auroc_without_lungs", "auroc_lungs_alone"},
     "generator": {"kid", "kid_real", "fid", "fid_real", "fid_ratio"},
@@ -46,13 +47,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(quick, bright, oracle, masks, xrays, folder):
+def whole(quick, bright, oracle, several, masks, xrays, folder):
     """All parts, of four images, written into `folder`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "load_model", lambda *a: bright)
         patch.setattr(stages, "RANDOMISED", 2)
         patch.setattr(stages, "TUNED", 1)
         options = {"masks": masks[0], "lungs": masks[1], "oracle": oracle}
+        options["findings"] = (several,)
         return evaluate.evaluate("bright", xrays, "test", folder, limit=4, refine=1, **options)
 
 
@@ -74,6 +76,7 @@ def test_every_part_has_its_figures(whole):
         assert set(whole["localisation"][method]) == names
         assert set(whole["faithfulness"][method]) == {"deletion", "insertion"}
     assert set(whole["stability"]) == MAPS
+    assert set(whole["finding"]) == {"Effusion", "Mass"}
     notes = whole["about"]["notes"]
     swap = "not measured: disentanglement.swap (the CNN calls all neighbouring pairs alike)"
     assert swap in notes and len(notes) == 4  # no sources, no scanners, and nothing is believed

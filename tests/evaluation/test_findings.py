@@ -1,0 +1,90 @@
+"""Other findings: which CNNs are taken, and what is counted of their answers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cxr import CxrError, UsageError
+from cxr.checkpoints import Model
+from cxr.evaluation.findings import changes, correlation_difference, load_findings
+from cxr.networks import Classifier, ClassifierConfig
+
+PATIENTS = list("abcdef")
+
+
+def test_verdicts_that_turn_are_counted():
+    image = [2.0, 1.0, -1.0]  # the explained CNN's logit, and two findings'
+    asked = [
+        [image, image, [-2.0, -1.0, 1.0], [-2.0, 1.0, -1.0]],
+        [image, image, [-2.0, 1.0, 1.0], [-2.0, 1.0, 1.0]],
+        [image, [2.0, -1.0, -1.0], image, image],
+        [image, image, image, image],
+    ]
+    parts = changes(["A", "B"], asked, PATIENTS[:4])
+    value = {name: figure["value"] for name, figure in parts["counterfactual"].items()}
+    assert value["findings_turned"] == (2 + 1) / 4 and value["findings_turned_overlaid"] == 1 / 4
+    assert parts["reconstruction"]["findings_turned"]["value"] == 1 / 4
+    turned = {
+        name: [figure["value"] for figure in figures.values()]
+        for name, figures in parts["finding"].items()
+    }
+    assert turned == {"A": [0.25, 0.25, 0.0], "B": [0.0, 0.5, 0.25]}
+
+
+def test_findings_may_move_as_they_go_with_the_explained_one():
+    along = np.random.default_rng(0).normal(size=(6, 1))
+    image = np.concatenate([along, along, -along], 1)
+    assert correlation_difference(image, 3 * image) == pytest.approx(0)
+    moved = np.concatenate([along, -along, -along], 1)
+    assert correlation_difference(image, moved) == pytest.approx((2 + 0) / 2)
+
+
+def test_findings_of_ones_own_go_by_their_names(model, several):
+    findings = load_findings((several,), model)
+    assert findings.names == ["Effusion", "Mass"]  # one has no name, and SICK is explained
+    x = torch.rand(3, 1, 32, 32) * 2 - 1
+    mean, left = x.mean((1, 2, 3)), x[..., :16].mean((1, 2, 3))
+    torch.testing.assert_close(findings(x), torch.stack([mean, left - mean], 1))
+
+
+def test_model_files_give_each_class_against_the_rest(model, several, tmp_path, capsys):
+    network = Classifier(ClassifierConfig((16, 24), 1, outputs=3)).eval()
+    info = {**model.info, "classes": ["NORMAL", "FLUID", "VIRUS"]}
+    Model({"classifier": network}, info).save(tmp_path / "three")
+    two = Model({"classifier": model.classifier}, {**model.info, "classes": ["NORMAL", "COVID"]})
+    two.save(tmp_path / "two")
+    findings = load_findings((str(tmp_path / "three"), str(tmp_path / "two"), several), model)
+    assert findings.names == ["FLUID", "VIRUS", "COVID", "Effusion", "Mass"]
+    told = capsys.readouterr().err
+    assert "apart: NORMAL, sick; answers without a name: 1\n" in told
+    x = torch.rand(2, 1, 32, 32) * 2 - 1
+    with torch.no_grad():
+        y, answers = network(x), findings(x)
+        torch.testing.assert_close(answers[:, 2], model.classifier(x))
+    odds = y.softmax(1)[:, 1].log() - (1 - y.softmax(1)[:, 1]).log()
+    torch.testing.assert_close(answers[:, 0], odds, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_tell_of_findings_is_refused(model, saved, several, tmp_path):
+    assert load_findings((), model) is None
+    path = str(saved(model, tmp_path / "size", size=64, classes=["NORMAL", "COVID"]))
+    with pytest.raises(UsageError, match="sees 64 pixels, the model 32"):
+        load_findings((path,), model)
+    own = str(saved(model, tmp_path / "own"))
+    with pytest.raises(UsageError, match="nothing but what is explained"):
+        load_findings((own,), model)
+    with pytest.raises(UsageError, match="Effusion, Mass comes twice"):
+        load_findings((several, several), model)
+    text = Path(several.split(":")[0]).read_text()
+    for old, new, why in (
+        ('"", ', "", "gives 4 answers and names 3"),
+        ("mean - 2", "mean / 0 - 2", "not all answers"),
+    ):
+        (tmp_path / "bad.py").write_text(text.replace(old, new))
+        with pytest.raises(CxrError, match=why):
+            load_findings((f"{tmp_path / 'bad.py'}:several",), model)
+    with pytest.raises(UsageError, match="give several findings as FILE.py:FUNCTION"):
+        (tmp_path / "net.pt2").write_bytes(b"")
+        load_findings((str(tmp_path / "net.pt2"),), model)
