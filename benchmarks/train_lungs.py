@@ -18,6 +18,7 @@ from torch import Tensor
 from cxr import augment, images
 from cxr.classifier import to_tensor
 from cxr.data.patients import split_of, tell_patients
+from cxr.data.places import place_of
 from cxr.device import rng
 from cxr.evaluation.heatmaps import iou
 from cxr.lungs import LungFinder, LungFinderConfig
@@ -101,7 +102,8 @@ def real(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     files = sorted((folder / "images").iterdir())
     names = [path.name for path in files]
     x = [images.load(path, SIZE, "pad") for path in files]
-    m = [images.load_mask(folder / "masks" / path.name, path, SIZE, "pad") for path in files]
+    masks = {path.stem: folder / "masks" / path.name for path in files}
+    m = [place_of(masks, path, SIZE, "pad") for path in files]
     splits = [split_of(told.patient) for told in tell_patients(names, names)]
     return np.array(x), np.array(m), np.array(splits)
 

@@ -86,8 +86,7 @@ def _numbers(logits: dict[str, np.ndarray], labels: np.ndarray, patients: np.nda
     return {
         "auroc": interval(metrics.auroc, logits["clean"]),
         "accuracy": interval(metrics.accuracy, probabilities),
-        "sensitivity": interval(metrics.sensitivity, probabilities),
-        "specificity": interval(metrics.specificity, probabilities),
+        **metrics.rates(probabilities >= 0.5, labels, patients),
         "ece": interval(metrics.calibration_error, probabilities),
     } | {f"auroc_{c}": interval(metrics.auroc, logits[c]) for c in PERTURBATIONS[1:]}
 

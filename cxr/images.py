@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def read(path: str | Path) -> np.ndarray:
 
 def _read_stored(path: Path) -> tuple[np.ndarray, float, float]:
     """(pixels [H, W] of the file's own type, the value of black, that of white)."""
-    pixels = _pixels(path)
+    pixels = pixels_of(path)
     if pixels.min() == pixels.max():
         raise CxrError(f"{path}: every pixel has the same value; this is no X-ray")
     if pixels.dtype == np.uint8:
@@ -82,7 +82,7 @@ def _unit(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
     return _scale(pixels, low, high)
 
 
-def _pixels(path: Path) -> np.ndarray:
+def pixels_of(path: Path) -> np.ndarray:
     """The pixels [H, W] of a file, of DICOM already in [0, 1] as float32; raises CxrError."""
     try:
         with warnings.catch_warnings():  # either refused below in our own words, or harmless
@@ -106,19 +106,22 @@ def pixel_spacing(path: str | Path) -> list[float] | None:
         return dicom.spacing(path)
 
 
-def square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
+def square(
+    image: np.ndarray, size: int, fit: str = "crop", xray: np.ndarray | None = None
+) -> np.ndarray:
     """Image [H, W] in [0, 1] -> uint8 [size, size], never squashed.
 
     `fit` is "crop" (the central square), "pad" (black bars on the short sides) or "lungs" (the
     square around the lungs, see `lungs.box`). Resized with an antialiased bicubic filter, which is
-    smooth in both directions. Raises UsageError on another `fit`, CxrError where there are no lungs.
+    smooth in both directions. xray: in which the lungs are sought, if the image is a mask of it.
+    Raises UsageError on another `fit`, CxrError where there are no lungs.
     """
     if fit == "crop":
         image = _central_square(image)
     elif fit == "pad":
         image = _padded(image)
     elif fit == "lungs":
-        top, left, side = lung_square(image)
+        top, left, side = lung_square(image if xray is None else xray)
         image = image[top : top + side, left : left + side]
     else:
         raise UsageError(f"fit is crop, pad or lungs, not {fit!r}")
@@ -160,10 +163,11 @@ def _central_square(image: np.ndarray) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Float [H, W] -> float32 [size, size] by antialiased bicubic; may overshoot the range."""
+def resize(image: np.ndarray, height: int, width: int | None = None) -> np.ndarray:
+    """Float [H, W] -> float32 [height, width], square by default, by antialiased bicubic; may
+    overshoot the range."""
     picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
-    return np.array(picture.resize((size, size), Image.Resampling.BICUBIC))
+    return np.array(picture.resize((width or height, height), Image.Resampling.BICUBIC))
 
 
 def load(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
@@ -187,41 +191,6 @@ def load(path: str | Path, size: int, fit: str = "crop") -> np.ndarray:
         wide = (size, band.height)
         narrow[start : start + 256] = band.resize(wide, Image.Resampling.BICUBIC)
     return _bytes(resize(narrow, size))
-
-
-def load_mask(path: str | Path, image: str | Path, size: int, fit: str = "crop") -> np.ndarray:
-    """The mask of an image file, bool [size, size], brought to size as the image is; it may be
-    empty. Raises CxrError."""
-    pixels = _pixels(Path(path)).astype(np.float32)
-    return mask_square(pixels / max(pixels.max(), 1), image, size, fit)
-
-
-def load_boxes(boxes: Sequence, image: str | Path, size: int, fit: str = "crop") -> np.ndarray:
-    """What lies in boxes (x, y, width, height, as shares of the width and height of an image file),
-    bool [size, size], brought to size as the image is; it may be empty. Raises CxrError."""
-    height, width = read(image).shape
-    inside = np.zeros((height, width), np.float32)
-    for x, y, wide, high in boxes:
-        rows, columns = (
-            slice(max(round(first * n), 0), max(round((first + length) * n), 0))
-            for first, length, n in ((y, high, height), (x, wide, width))
-        )
-        inside[rows, columns] = 1
-    return mask_square(inside, image, size, fit)
-
-
-def mask_square(mask: np.ndarray, image: str | Path, size: int, fit: str) -> np.ndarray:
-    """A mask [h, w] in [0, 1] of all of an image file, of whatever size, bool [size, size], brought
-    to size as the image is."""
-    if fit != "lungs":
-        return square(mask, size, fit) > 127
-    whole = read(image)
-    rows, columns = (
-        slice(round(first * small / length), round((first + side) * small / length))
-        for *places, side in [lung_square(whole)]
-        for first, length, small in zip(places, whole.shape, mask.shape)
-    )
-    return _bytes(resize(mask[rows, columns], size)) > 127
 
 
 def find_images(path: str | Path) -> list[Path]:

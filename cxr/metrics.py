@@ -38,16 +38,6 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return share(_called(probabilities) == (np.asarray(labels) == 1))
 
 
-def sensitivity(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the positive images with a probability of 0.5 or more."""
-    return share(_called(probabilities)[np.asarray(labels) == 1])
-
-
-def specificity(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the negative images with a probability under 0.5."""
-    return share(~_called(probabilities)[np.asarray(labels) == 0])
-
-
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Expected calibration error of the positive class (Naeini et al. 2015; Guo et al. 2017).
 
@@ -159,6 +149,16 @@ def bootstrap(
     return {"value": value, "low": float(low), "high": float(high), "n": len(patient)}
 
 
+def rates(called: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> dict[str, dict]:
+    """Sensitivity and specificity with their intervals, each over the images and patients of its own
+    class. called: bool [N], whether an image is called positive; patients: [N]."""
+    right = {"sensitivity": (labels == 1, called), "specificity": (labels == 0, ~called)}
+    return {
+        name: bootstrap(share, patients[own], hits[own].astype(float))
+        for name, (own, hits) in right.items()
+    }
+
+
 def share_ends(value: float, patients: np.ndarray, *arrays: np.ndarray) -> tuple[float, float]:
     """The exact 95% interval of a share of patients that is 0 or 1 (Clopper & Pearson 1934)."""
     rare = 1 - 0.025 ** (1 / len(np.unique(patients)))
@@ -188,8 +188,6 @@ def auroc_ends(value: float, patients: np.ndarray, *arrays: np.ndarray) -> tuple
 ENDS: dict[Callable[..., float], Ends] = {
     share: share_ends,
     accuracy: share_ends,
-    sensitivity: share_ends,
-    specificity: share_ends,
     auroc: auroc_ends,
 }
 

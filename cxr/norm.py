@@ -31,6 +31,8 @@ class NormReLU(nn.GroupNorm):
 def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float):
     n, c, height, width = x.shape
     wide = ops.wide(x)
+    if not wide.is_contiguous(memory_format=torch.channels_last):
+        wide = wide.contiguous()  # torch's takes no third layout
     vectors = weight.to(wide.dtype), bias.to(wide.dtype)
     y, mean, rstd = torch.native_group_norm(wide, *vectors, n, c, height * width, groups, eps)
     return ops.channels_last(y.relu_(), x), mean, rstd

@@ -114,8 +114,9 @@ class Locator(nn.Module):
 
 
 class Trainer:
-    """The networks, the optimiser and one step of training. marks: the masks bool [N, S, S] of all
-    images and of which the place is known."""
+    """The networks, the optimiser and one step of training. marks: how much of each pixel
+    of all images is marked, uint8 [N, S, S], and of which the place is known, as of
+    `places.marked`."""
 
     def __init__(
         self,
@@ -206,9 +207,10 @@ class Trainer:
         if self.locator is None:
             return {}
         masks, known = (torch.from_numpy(t[rows]).float().to(self.device) for t in self.marks)
+        masks = masks[:, None] / 255
         names = ("rotate", "scale", "aspect", "shift_x", "shift_y")
         moves = (changes[name].to(self.device) for name in names)
-        return {"where": self.locator.loss(augment.move(masks[:, None], *moves), known)}
+        return {"where": self.locator.loss(augment.move(masks, *moves), known)}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

@@ -576,15 +576,6 @@ def test_a_device_or_folder_is_never_replaced(tmp_path):
     assert tmp_path.is_dir()
 
 
-def test_a_mask_may_be_empty_and_of_any_depth(tmp_path):
-    mask = np.zeros((40, 40), np.uint8)
-    for full in (0, 1, 255):
-        mask[10:20, 10:20] = full
-        film.write_png(tmp_path / "mask.png", mask)
-        found = images.load_mask(tmp_path / "mask.png", tmp_path / "x.png", 40)
-        assert found.dtype == bool and np.array_equal(found, mask > 0)
-
-
 @pytest.mark.parametrize("mark", [0, 65535])
 def test_a_marker_of_one_percent_does_not_change_the_contrast(tmp_path, mark):
     deep = np.linspace(20000, 24000, 128 * 128).reshape(128, 128).astype(np.uint16)

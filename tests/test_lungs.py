@@ -9,6 +9,7 @@ import torch
 
 from cxr import CxrError, film, images, lungs
 from cxr.data.patients import split_of, tell_patients
+from cxr.data.places import place_of
 from cxr.evaluation.heatmaps import iou
 from cxr.phantoms.lesions import phantom
 
@@ -88,7 +89,7 @@ def test_an_image_is_cropped_to_its_lungs_and_its_mask_with_it(marked, tmp_path)
         tmp_path / "m.png", np.pad(np.uint8(true[0, 0].numpy() * 255), ((30, 50), (90, 10)))
     )
     cropped = images.load(tmp_path / "x.png", 64, "lungs")
-    mask = images.load_mask(tmp_path / "m.png", tmp_path / "x.png", 64, "lungs")
+    mask = place_of({"x": tmp_path / "m.png"}, tmp_path / "x.png", 64, "lungs")
     found = lungs.find(torch.from_numpy(cropped)[None, None] / 127.5 - 1)
     assert overlaps(found, torch.from_numpy(mask)[None, None])[0] > 0.8
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
@@ -109,6 +110,6 @@ def test_real_lungs_are_found_in_patients_it_was_not_trained_on():
     for path, told in zip(files, tell_patients(names, names)):
         if split_of(told.patient) == "test":
             x = torch.from_numpy(images.load(path, R, "pad"))[None, None] / 127.5 - 1
-            mask = images.load_mask(folder / "masks" / path.name, path, R, "pad")
+            mask = place_of({path.stem: folder / "masks" / path.name}, path, R, "pad")
             scores += overlaps(lungs.find(x), torch.from_numpy(mask)[None, None])
     assert len(scores) == 42 and np.mean(scores) >= 0.9

@@ -35,17 +35,24 @@ def test_auroc_is_undefined_without_both_classes_or_with_a_nan_score():
     assert np.isnan(metrics.auroc(np.array([0.1, np.nan]), np.array([0, 1])))
 
 
-def test_rates_count_the_right_images_and_call_a_half_positive():
+def test_rates_count_the_images_and_patients_of_their_own_class():
+    called, labels = np.array([True, True, False, True, False]), np.array([1, 1, 1, 0, 0])
+    found = metrics.rates(called, labels, np.arange(5))
+    assert (found["sensitivity"]["value"], found["sensitivity"]["n"]) == (pytest.approx(2 / 3), 3)
+    assert (found["specificity"]["value"], found["specificity"]["n"]) == (1 / 2, 2)
+    labels = np.repeat([1, 0], [5, 195])
+    few = metrics.rates(labels == 1, labels, np.arange(200))["sensitivity"]
+    assert few["low"] ** 5 == pytest.approx(0.025) and few["n"] == 5
+
+
+def test_an_accuracy_calls_a_half_positive():
     probabilities, labels = np.array([0.5, 0.9, 0.4, 0.6, 0.1]), np.array([1, 1, 1, 0, 0])
     assert metrics.accuracy(probabilities, labels) == pytest.approx(3 / 5)
-    assert metrics.sensitivity(probabilities, labels) == pytest.approx(2 / 3)
-    assert metrics.specificity(probabilities, labels) == pytest.approx(1 / 2)
 
 
 def test_rates_are_undefined_without_an_image_to_count():
-    probabilities = np.array([0.2, 0.8])
-    assert np.isnan(metrics.sensitivity(probabilities, np.array([0, 0])))
-    assert np.isnan(metrics.specificity(probabilities, np.array([1, 1])))
+    found = metrics.rates(np.array([False, True]), np.array([0, 0]), np.arange(2))
+    assert np.isnan(found["sensitivity"]["value"]) and found["sensitivity"]["n"] == 0
     assert np.isnan(metrics.accuracy(np.array([]), np.array([])))
     assert np.isnan(metrics.calibration_error(np.array([]), np.array([])))
 
@@ -58,8 +65,9 @@ def test_scikit_learn_finds_the_same_rates(rng):
         roc_auc_score(labels, probabilities)
     )
     assert metrics.accuracy(probabilities, labels) == accuracy_score(labels, called)
-    assert metrics.sensitivity(probabilities, labels) == recall_score(labels, called)
-    assert metrics.specificity(probabilities, labels) == recall_score(labels, called, pos_label=0)
+    found = metrics.rates(called, labels, np.arange(200))
+    assert found["sensitivity"]["value"] == pytest.approx(recall_score(labels, called))
+    assert found["specificity"]["value"] == pytest.approx(recall_score(labels, called, pos_label=0))
 
 
 def test_sigmoid_does_not_overflow():
@@ -218,9 +226,8 @@ def test_the_mean_of_other_numbers_keeps_the_interval_of_its_resamples():
     assert found["low"] == found["high"] == 1
 
 
-@pytest.mark.parametrize("statistic", [metrics.accuracy, metrics.sensitivity])
-def test_rates_are_shares(statistic):
-    found = metrics.bootstrap(statistic, np.arange(11), np.ones(11), np.ones(11))
+def test_an_accuracy_is_a_share():
+    found = metrics.bootstrap(metrics.accuracy, np.arange(11), np.ones(11), np.ones(11))
     assert found["low"] ** 11 == pytest.approx(0.025)
 
 

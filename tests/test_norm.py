@@ -40,13 +40,16 @@ def assert_near(found, expected, tolerance):
         assert (a.double() - b).norm() <= tolerance * b.norm().clamp_min(1e-3)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", ["usual", "channels last", "columns first"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_it_is_torchs_normalisation_and_relu_with_their_gradients(operations, dtype, size, layout):
     forward, backward = operations
     g, x, weight, bias = sample(size, dtype)
-    x = x.contiguous(memory_format=layout)
+    if layout == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "columns first":
+        x = x.mT.contiguous().mT
     y, mean, rstd = forward(x, weight, bias, 8, 1e-5)
     dx, dweight, dbias = backward(g, x, weight, bias, mean, rstd)
     assert y.dtype == dx.dtype == dtype and mean.dtype == dweight.dtype == weight.dtype

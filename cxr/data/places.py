@@ -2,11 +2,13 @@
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cxr import CxrError, UsageError, console, images
+from cxr.data.folders import SUFFIXES
 from cxr.datasets import Dataset
 
 Places = dict[str, Path | list[tuple[float, ...]]]  # mask files or boxes, by the image's stem
@@ -23,31 +25,67 @@ def find_places(masks: str | Path | None, boxes: str | Path | None, data: Datase
 def place_of(places: Places, image: str, size: int, fit: str) -> np.ndarray | None:
     """The mask of an image file, bool [size, size], prepared as the image is. None if there is none
     or it is empty."""
-    found = places.get(Path(image).stem)
+    cover = cover_of(places, image, size, fit)
+    return None if cover is None or cover.max() <= 127 else cover > 127
+
+
+def cover_of(places: Places, image: str, size: int, fit: str) -> np.ndarray | None:
+    """How much of each pixel of an image file, prepared as for training, is marked, uint8
+    [size, size] in 255ths. None if no place is known. Raises CxrError."""
+    found = places.get(stem(image))
     if found is None:
         return None
-    load = images.load_mask if isinstance(found, Path) else images.load_boxes
-    mask = load(found, image, size, fit)
-    return mask if mask.any() else None
+    xray = images.read(image)
+    if isinstance(found, Path):
+        mask = images.pixels_of(found).astype(np.float32)
+        mask /= max(mask.max(), 1)
+        if mask.shape != xray.shape:
+            mask = images.resize(mask, *xray.shape)
+    else:
+        mask = inside(found, *xray.shape)
+    return images.square(mask, size, fit, xray)
+
+
+def inside(boxes: Sequence[tuple[float, ...]], height: int, width: int) -> np.ndarray:
+    """1 in boxes (x, y, width, height, as shares of an image's width and height), else 0, float32
+    [height, width]."""
+    mask = np.zeros((height, width), np.float32)
+    for x, y, wide, high in boxes:
+        rows, columns = (
+            slice(max(round(first * n), 0), max(round((first + length) * n), 0))
+            for first, length, n in ((y, high, height), (x, wide, width))
+        )
+        mask[rows, columns] = 1
+    return mask
 
 
 def marked(places: Places, data: Dataset, size: int, fit: str) -> tuple[np.ndarray, np.ndarray]:
-    """The masks of all images, bool [N, size, size], and of which the place is known, bool [N]: of
-    those that have a mask and of the healthy ones. How many of the others there are is said."""
-    masks = np.zeros((len(data), size, size), bool)
+    """How much of each pixel of all images is marked, uint8 [N, size, size] in 255ths, and of which
+    the place is known, bool [N]: of those that have a mask and of the healthy ones. How many of the
+    others there are is said."""
+    covers = np.zeros((len(data), size, size), np.uint8)
     with console.progress("marks", len(data), unit="images") as bar:
         for row, path in enumerate(data.paths):
-            place = place_of(places, path, size, fit)
-            masks[row] = False if place is None else place
+            cover = cover_of(places, path, size, fit)
+            covers[row] = 0 if cover is None else cover
             bar.advance()
-    known = masks.any((1, 2)) | (data.labels == 0)
-    others = len(places.keys() - {Path(path).stem for path in data.paths})
+    seen = covers.any((1, 2))
+    known = seen | (data.labels == 0)
+    others = len(places.keys() - {stem(path) for path in data.paths})
     console.say(
-        f"{masks.any((1, 2)).sum():,} images are marked; of {(~known).sum():,} diseased ones no place "
+        f"{seen.sum():,} images are marked; of {(~known).sum():,} diseased ones no place "
         "is known: they are trained on without"
         + (f"; marks of images that are not in {data.name}: {others:,}" if others else "")
     )
-    return masks, known
+    return covers, known
+
+
+def stem(name: str | Path) -> str:
+    """A file's name without its folders and without the suffix of an image: `7.1` of `a/7.1.png` and
+    of `7.1`."""
+    base = str(name).replace("\\", "/").rpartition("/")[2]
+    suffix = Path(base).suffix
+    return base.removesuffix(suffix) if suffix.lower() in SUFFIXES else base
 
 
 def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[str, Path]:
@@ -60,12 +98,13 @@ def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[st
         return {}
     files: dict[str, Path] = {}
     for path in images.find_images(folder):
-        if path.stem in files:
+        name = stem(path)
+        if name in files:
             raise CxrError(
-                f"{option} {folder}: {files[path.stem]} and {path} are called alike; "
+                f"{option} {folder}: {files[name]} and {path} are called alike; "
                 "keep one, with all of the mask in it"
             )
-        files[path.stem] = path
+        files[name] = path
     if not _stems(files, data, f"{option} {folder}"):
         raise UsageError(f"{option} {folder}: no file there is called like an image of {data.name}")
     return files
@@ -74,8 +113,8 @@ def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[st
 def _stems(places: Places, data: Dataset, told: str) -> list[str]:
     """The images of the data that have a place, by their stems. Raises CxrError if two are called
     alike."""
-    stems = [Path(name).stem for name in data.paths if Path(name).stem in places]
-    if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
+    stems = [name for name in map(stem, data.paths) if name in places]
+    if twice := [name for name, count in Counter(stems).items() if count > 1]:
         raise CxrError(f"{told}: two images are called {twice[0]}; rename one")
     return stems
 
@@ -101,7 +140,7 @@ def boxes_of(table: str | Path, data: Dataset) -> Places:
                 values = tuple(map(float, cells))
                 if not all(-0.5 <= value <= 1.5 for value in values):  # some reach beyond it
                     raise ValueError("shares from 0 to 1 are needed: divide pixels by the image's")
-                places.setdefault(Path(name.replace("\\", "/")).stem, []).append(values)
+                places.setdefault(stem(name), []).append(values)
     except (ValueError, UnicodeError, csv.Error) as error:
         raise CxrError(f"--boxes {table}, line {number}: {error}") from None
     if not _stems(places, data, f"--boxes {table}"):

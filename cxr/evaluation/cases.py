@@ -338,8 +338,9 @@ def typical_distance(oracle: nn.Module | None, data: Dataset, device: torch.devi
         return 0.0
     rows = np.random.default_rng(0).permutation(len(data))[:128]
     x = oracle.features(to_tensor(data.images[rows], device)).float()
-    a, b = x[: len(x) // 2], x[len(x) // 2 : len(x) // 2 * 2]
-    other = [data.patients[i] != data.patients[j] for i, j in zip(rows, rows[len(a) :])]
+    half = len(x) // 2
+    a, b = x[:half], x[half : 2 * half]
+    other = [data.patients[i] != data.patients[j] for i, j in zip(rows[:half], rows[half:])]
     return (a - b).norm(dim=1)[torch.tensor(other)].mean().item() if any(other) else 0.0
 
 

@@ -1,8 +1,10 @@
 """What else a counterfactual changes: other networks' verdicts on other findings, before and after.
 
 A disease that is drawn with a larger heart, or as another machine would show it, changes more than it
-should. The measures are MNAC and CD of Jeanneret et al. 2022 (arXiv 2203.15636, sec. 4.3), there of
-faces' attributes, without the finding that is explained.
+should. The measures follow two of faces' attributes: MNAC (Rodriguez et al. 2021, arXiv 2103.10226), here
+without the finding that is explained, and CD (Jeanneret et al. 2022, arXiv 2203.15636). CD is there the sum
+over attributes, of an oracle's verdicts and against the correlation of labels; here there are labels of one
+finding alone, so it is a mean over the other findings, of logits.
 """
 
 from collections.abc import Sequence
@@ -108,9 +110,8 @@ def changes(names: Sequence[str], asked: Sequence, patients: Sequence[str]) -> d
         figures = parts.setdefault(part, {})
         figures[f"findings_turned{kind}"] = metrics.bootstrap(np.mean, patients, turned.sum(1))
         if part == "counterfactual":
-            figures[f"correlation_difference{kind}"] = metrics.bootstrap(
-                correlation_difference, patients, image, after - image
-            )
+            found = metrics.bootstrap(correlation_difference, patients, image, after - image)
+            figures[f"correlation_difference{kind}"] = reflected(found)
         for name, hits in zip(names, turned.T):
             figure = metrics.bootstrap(metrics.share, patients, hits)
             parts["finding"][name][f"turned_by_{part}{kind}"] = figure
@@ -119,9 +120,18 @@ def changes(names: Sequence[str], asked: Sequence, patients: Sequence[str]) -> d
 
 def correlation_difference(image: np.ndarray, moved: np.ndarray) -> float:
     """How differently findings move with the explained one than they go with it in the images: over
-    the findings, the mean absolute difference of the two correlations. image, moved: [n, 1 + K]."""
+    the findings, the mean absolute difference of the two correlations. image, moved: [n, 1 + K].
+    A finding that does not vary has none, and is left out; NaN without any."""
     pairs = [
         [metrics.pearson(columns[:, 0], column) for column in columns.T[1:]]
         for columns in (image, moved)
     ]
-    return float(np.mean(np.abs(np.subtract(*pairs))))
+    gaps = np.abs(np.subtract(*pairs))
+    return float(gaps[np.isfinite(gaps)].mean()) if np.isfinite(gaps).any() else float("nan")
+
+
+def reflected(figure: dict[str, float]) -> dict[str, float]:
+    """A figure of at least 0 with the basic bootstrap interval (Davison & Hinkley 1997, section 5.2).
+    Resamples of a mean of absolute values lie above it, so that their percentiles never reach 0."""
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    return figure | {"low": max(2 * value - high, 0.0), "high": max(2 * value - low, 0.0)}

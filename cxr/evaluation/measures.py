@@ -10,6 +10,7 @@ SHARE = "share"  # share of images for which something holds: the mean of values
 SCORE = "score"  # the mean of any other number over images
 CORRELATION = "correlation"  # from -1 to 1: a mean over images, or the correlation of two columns
 AUROC = "AUROC"  # of a score and the labels of all images
+GAP = "gap"  # a mean of absolute differences, above 0 by chance alone where images are few
 DISTANCE = "distance"  # between sets of images; its spread is over random halvings, see `realism`
 
 INTERVALS = {
@@ -17,6 +18,7 @@ INTERVALS = {
     SCORE: "bootstrap over patients",
     CORRELATION: "bootstrap over patients",
     AUROC: "bootstrap over patients; Newcombe's score interval where the AUROC is 1 or 0",
+    GAP: "basic bootstrap over patients",
     DISTANCE: "2.5th and 97.5th percentile over 100 random halvings of the patients",
 }
 NEEDS = {  # what a measure may need, and the message if it is missing
@@ -178,7 +180,7 @@ _COUNTERFACTUAL = (
     Measure("counterfactual.validity_overlaid", "validity, overlay", SHARE, "more",
         "Share of overlaid counterfactuals to which this CNN gives the other class."),
     Measure("counterfactual.sparsity_overlaid", "pixels changed, overlay", SCORE, "less",
-        "Share of the pixels in which the overlaid counterfactual differs from the image.",
+        "Share of the pixels that differ by more than 0.05 of the range from the image.",
         "of the pixels"),
     Measure("counterfactual.oracle_validity", "validity, independent", SHARE, "more",
         "Share of counterfactuals to which the independent classifier gives another class "
@@ -212,15 +214,14 @@ _COUNTERFACTUAL = (
         "The same of real images from other patients' real images.", needs=_FEATURES),
     Measure("counterfactual.findings_turned", "other findings turned", SCORE, "less",
         "Mean number of other findings whose verdict differs between image and counterfactual (MNAC, "
-        "Jeanneret et al. 2022, without the finding that is explained).", "findings",
-        needs=("findings",)),
+        "Rodriguez et al. 2021, without the explained one).", "findings", needs=("findings",)),
     Measure("counterfactual.findings_turned_overlaid", "other findings turned, overlay", SCORE, "less",
         "The same of the overlaid counterfactual.", "findings", needs=("findings",)),
-    Measure("counterfactual.correlation_difference", "correlation difference", SCORE, "less",
+    Measure("counterfactual.correlation_difference", "correlation difference", GAP, "less",
         "How differently other findings' logits move with this CNN's than they go with it over the "
-        "images: the mean absolute difference of the correlations (CD, Jeanneret et al. 2022).",
-        needs=("findings",)),
-    Measure("counterfactual.correlation_difference_overlaid", "correlation difference, overlay", SCORE,
+        "images: the mean absolute difference of correlations, for equal n (after CD, Jeanneret et "
+        "al. 2022).", needs=("findings",)),
+    Measure("counterfactual.correlation_difference_overlaid", "correlation difference, overlay", GAP,
         "less", "The same of the overlaid counterfactual.", needs=("findings",)),
     Measure("counterfactual.composition", "twice reconstructed", SCORE, "less",
         "Mean absolute difference of the image and its reconstruction's reconstruction (composition, "

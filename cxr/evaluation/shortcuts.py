@@ -39,7 +39,7 @@ def shortcuts(classifier: nn.Module, data: Dataset, split: str, device: torch.de
         named = _named([names[row] for row in rows]) if names else []
         parts[kind] = {
             name: _some({f"auroc{v}": figure(metrics.auroc, v, inside) for v in VERSIONS})
-            | _shares(logits[""][inside], labels[inside], patients[inside])
+            | _rates(logits[""][inside], labels[inside], patients[inside])
             for name, inside in named
         }
     return _some({part: _some(figures) for part, figures in parts.items()})
@@ -62,24 +62,21 @@ def _answers(
 
 
 def _named(names: Sequence[str | None]) -> list[tuple[str, np.ndarray]]:
-    """Each source, and its images, bool [N], by their number. Small ones, and images of none, are
-    put together; empty where there is one alone."""
-    counts = Counter(names)
-    large = [name for name, n in counts.most_common() if name is not None and n >= FEW]
+    """Each source, and its images, bool [N], by their number. Small ones are put together, and so are
+    images whose source is not named; empty where there is one source alone."""
+    counts = Counter(name for name in names if name is not None)
+    large = [name for name, n in counts.most_common() if n >= FEW]
     each = [(name, np.array([n == name for n in names])) for name in large]
-    rest = np.array([name not in large for name in names])
-    each += [(f"others ({len(counts) - len(large)})", rest)] if rest.any() else []
-    return each if len(each) > 1 else []
+    unnamed = np.array([name is None for name in names])
+    rest = np.array([name not in large for name in names]) & ~unnamed
+    each += [(f"others ({len(counts) - len(large)})", rest), ("not named", unnamed)]
+    return [(name, inside) for name, inside in each if inside.any()] if len(counts) > 1 else []
 
 
-def _shares(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> dict[str, dict]:
+def _rates(logits: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> dict[str, dict]:
     """Sensitivity and specificity, where there is a diseased, a healthy image."""
-    hits = {"sensitivity": logits[labels == 1] > 0, "specificity": logits[labels == 0] < 0}
-    return {
-        name: metrics.bootstrap(metrics.share, patients[labels == label], hit.astype(float))
-        for label, (name, hit) in zip((1, 0), hits.items())
-        if len(hit)
-    }
+    rates = metrics.rates(logits >= 0, labels, patients)
+    return {name: rate for name, rate in rates.items() if rate["n"]}
 
 
 def _some(figures: dict) -> dict:

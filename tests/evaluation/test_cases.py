@@ -1,31 +1,15 @@
 """The judging of single images."""
 
 import dataclasses
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from cxr import CxrError, UsageError, datasets, film
+from cxr import datasets
 from cxr.checkpoints import Model
-from cxr.data import places
 from cxr.evaluation import cases
-
-
-def test_masks_of_other_images_are_refused(xrays, tmp_path):
-    film.write_png(tmp_path / "stranger.png", np.zeros((32, 32), np.uint8))
-    with pytest.raises(UsageError, match="--masks .*no file there is called like an image"):
-        places.mask_files(tmp_path, "--masks", datasets.open_dataset(xrays, 32))
-    data = datasets.open_dataset(xrays, 32)
-    twice = dataclasses.replace(data, paths=("a/one.png", "b/one.png"))
-    film.write_png(tmp_path / "one.png", np.zeros((32, 32), np.uint8))
-    with pytest.raises(CxrError, match="two images are called one"):
-        places.mask_files(tmp_path, "--masks", twice)
-    (tmp_path / "left").mkdir()
-    film.write_png(tmp_path / "left" / "one.png", np.zeros((32, 32), np.uint8))
-    with pytest.raises(CxrError, match="are called alike"):
-        places.mask_files(tmp_path, "--masks", twice)
 
 
 def test_change_outside_the_lungs_is_a_share_of_the_change(judged):
@@ -144,39 +128,15 @@ def test_class_difference_is_the_difference_of_the_training_means(xrays):
     assert cases.class_difference(none) is None
 
 
-def boxes(folder, *lines, header="name,x,y,width,height"):
-    path = folder / "boxes.csv"
-    path.write_text("\n".join([header, *lines]) + "\n")
-    return path
-
-
-def test_boxes_mark_the_place_that_they_name(judged, tmp_path):
-    own, row, _ = judged
-    name = Path(own.data.paths[row]).name
-    table = boxes(tmp_path, f"{name},0.25,0.5,0.25,0.125", f"{name},0,0,0.125,0.125", "other,,,,")
-    marked = dataclasses.replace(own, masks=places.boxes_of(table, own.data)).place
-    place = marked(places.boxes_of(table, own.data), row)
-    expected = np.zeros((32, 32), bool)
-    expected[16:20, 8:16] = expected[:4, :4] = True
-    assert (place == expected).mean() > 0.98  # the fixture's images are not square, or are resized
-
-
-@pytest.mark.parametrize(
-    "header, line, words",
-    [
-        ("name,x,y,width", "a,0,0,1", "line 2: columns name"),
-        ("name,x,y,width,height", "a,10,20,30,40", "line 2: shares from 0 to 1"),
-        ("name,x,y,width,height", "a,zero,0,1,1", "line 2: could not convert"),
-    ],
-)
-def test_bad_boxes_are_refused_with_their_line(judged, tmp_path, header, line, words):
-    with pytest.raises(CxrError, match=words):
-        places.boxes_of(boxes(tmp_path, line, header=header), judged[0].data)
-
-
-def test_boxes_of_other_images_are_refused(judged, tmp_path):
-    with pytest.raises(UsageError, match="no name there is that of an image"):
-        places.boxes_of(boxes(tmp_path, "stranger,0,0,1,1"), judged[0].data)
+def test_a_typical_distance_is_of_different_patients(xrays, bright):
+    data = datasets.open_dataset(xrays, 32)
+    means = lambda x: x.flatten(1)[:, :4]
+    oracle = SimpleNamespace(features=means)
+    for n in (20, 21):
+        some = dataclasses.replace(
+            data, images=data.images[:n], labels=data.labels[:n], patients=data.patients[:n]
+        )
+        assert cases.typical_distance(oracle, some, torch.device("cpu")) > 0
 
 
 def test_without_a_mask_the_lungs_are_found(judged, monkeypatch):

@@ -41,6 +41,29 @@ def test_findings_may_move_as_they_go_with_the_explained_one():
     assert correlation_difference(image, moved) == pytest.approx((2 + 0) / 2)
 
 
+def test_a_finding_that_never_varies_takes_no_other_with_it():
+    image = np.random.default_rng(0).normal(size=(20, 3))
+    image[:, 2] = -13.8
+    moved = np.stack([image[:, 0], -image[:, 1], image[:, 2] * 0], 1)
+    both = correlation_difference(image, moved)
+    assert both == pytest.approx(correlation_difference(image[:, :2], moved[:, :2]))
+    assert np.isnan(correlation_difference(image[:, [0, 2]], moved[:, [0, 2]]))
+
+
+def test_the_interval_of_a_correlation_difference_may_reach_0():
+    """The findings move just as they go: the truth is 0, and the value above it by chance."""
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(20):
+        own, rest = random.normal(size=(2, 40, 1)), random.normal(size=(2, 40, 5))
+        image, moved = np.concatenate([own, own + rest], 2)
+        asked = np.stack([image, image, image + moved, image + moved], 1)
+        found = changes(list("ABCDE"), asked, np.arange(40))["counterfactual"]
+        figure = found["correlation_difference"]
+        assert 0 <= figure["low"] <= figure["value"] <= figure["high"]
+        covered += figure["low"] < 0.02
+    assert covered >= 12
+
+
 def test_findings_of_ones_own_go_by_their_names(model, several):
     findings = load_findings((several,), model)
     assert findings.names == ["Effusion", "Mass"]  # one has no name, and SICK is explained

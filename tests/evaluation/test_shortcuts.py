@@ -75,5 +75,9 @@ def test_small_sources_are_put_together_and_one_class_has_no_auroc(data):
     assert FEW < 32 and set(parts["source"]) == {"A", "others (32)"}
     assert set(parts["source"]["A"]) == {"sensitivity"}
     assert set(parts["source"]["others (32)"]) == {"specificity"}
-    alone = dataclasses.replace(data, sources=("A",) * 64)
-    assert "source" not in shortcuts(at_lungs, alone, "test", CPU)
+    for alone in (("A",) * 64, ("A",) * 40 + (None,) * 24):
+        one = dataclasses.replace(data, sources=alone)
+        assert "source" not in shortcuts(at_lungs, one, "test", CPU)
+    some = dataclasses.replace(data, sources=("A",) * 24 + ("B",) * 24 + (None,) * 16)
+    parts = shortcuts(at_lungs, some, "test", CPU)
+    assert set(parts["source"]) == {"A", "B", "not named"}
