@@ -165,7 +165,7 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
 @click.argument("cnn", metavar="CNN")
 @click.argument("data", metavar="[DATA]", required=False)
 @own_options
-@size_option(default=128)
+@size_option(show_default="a model file's own; else 128")
 @data_options
 @device_option
 @json_option

@@ -268,20 +268,31 @@ def second_classifier(
     classifier_input: str | None = None,
 ) -> Model:
     """A classifier beside the model's, as `load_classifier` takes it. Raises UsageError for one of
-    another size or other classes than the model's."""
+    another size, fit or other classes than the model's."""
     size, classes = model.info["size"], model.info["classes"]
     other = load_classifier(spec, size, model.device, target, classifier_input)
-    if other.info.get("size", size) != size:
-        raise UsageError(
-            f"{option} sees {other.info['size']} pixels, the model {size}: train one with "
-            f"--size {size}"
-        )
+    same_pictures(option, other, model)
     if other.info.get("classes", classes) != classes:
         raise UsageError(
             f"{option} tells {' from '.join(other.info['classes'])}, the model "
             f"{' from '.join(classes)}: take one that was trained on the same classes"
         )
     return other
+
+
+def same_pictures(option: str, other: Model, model: Model) -> None:
+    """Raises UsageError if a classifier was trained on pictures made otherwise than the model's."""
+    size, fit = model.info["size"], model.info["fit"]
+    if other.info.get("size", size) != size:
+        raise UsageError(
+            f"{option} sees {other.info['size']} pixels, the model {size}: train one with "
+            f"--size {size}"
+        )
+    if other.info.get("fit", fit) != fit:
+        raise UsageError(
+            f"{option} was trained with --fit {other.info['fit']}, the model with --fit {fit}: train "
+            f"one with --fit {fit}"
+        )
 
 
 @torch.no_grad()

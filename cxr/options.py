@@ -95,7 +95,15 @@ def example(*lines: str) -> str:
 
 
 def out_option(default: str, what: str) -> Callable:
-    return click.option("--out", default=default, help=what)
+    """A folder, or a file of the default's kind: another kind's may be anything of the user's."""
+    suffix = Path(default).suffix
+
+    def kept(context: click.Context, option: click.Parameter, out: str) -> str:
+        if suffix and not Path(out).is_dir() and Path(out).suffix.lower() != suffix:
+            raise click.BadParameter(f"{out} is no name of a {suffix} file", context, option)
+        return out
+
+    return click.option("--out", default=default, help=what, callback=kept)
 
 
 def images_option(default: int, least: int, what: str) -> Callable:

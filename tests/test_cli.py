@@ -296,6 +296,10 @@ def test_sample_draws_a_row_for_each_pair_of_lungs(model_file, tmp_path):
     first = out.read_bytes()
     succeed("sample", "--model", model_file, "--images", 3, "--out", out, "--seed", 1)
     assert out.read_bytes() != first
+    (tmp_path / "list.txt").write_text("mine")
+    words = ("sample", "--model", model_file, "--out", tmp_path / "list.txt")
+    refused(run(*words), 2, "is no name of a .png file")
+    assert (tmp_path / "list.txt").read_text() == "mine"
 
 
 def test_phantoms_are_made_and_the_training_command_named(tmp_path):

@@ -106,16 +106,16 @@ def _each(value, channels: int, name: str, default: float) -> Tensor:
 
 
 class Every(nn.Module):
-    """An adapted CNN with a logit [N, K] for each of its answers."""
+    """An adapted CNN with a logit for each of some of its answers [N, len(places)]."""
 
-    def __init__(self, adapted: Adapted):
+    def __init__(self, adapted: Adapted, places: Sequence[int]):
         super().__init__()
-        self.adapted = adapted
+        self.adapted, self.places = adapted, places
 
     def forward(self, x: Tensor) -> Tensor:
         answer = self.adapted.answer
         y = answer.each(self.adapted.module(self.adapted.before(x)))  # [N, K]
-        return torch.stack([answer.logit(y, place) for place in range(y.shape[1])], 1)
+        return torch.stack([answer.logit(y, place) for place in self.places], 1)
 
 
 class Resize(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr import attribution, metrics
+from cxr import UsageError, attribution, metrics
 from cxr.checkpoints import load_classifier, load_model
 from cxr.classifier import predict, to_tensor
 from cxr.cnn import contract, cost, own
@@ -25,7 +25,7 @@ ASKED = {"gradient": 430, "plain": 120}  # images in an explanation: counted on 
 def check_cnn(
     spec: str,
     data: str | None = None,
-    size: int = 128,
+    size: int | None = None,
     target: str | None = None,
     classifier_input: str | None = None,
     device: str = "auto",
@@ -34,21 +34,26 @@ def check_cnn(
     """Check a CNN on DATA, or on random lungs of the model that ships.
 
     Parameters are those of `load_classifier`, `reading` those of `open_dataset`; size: R, that of
-    the GAN.
+    the GAN; a model file has its own, any other CNN 128 by default.
 
     Returns {"form": what the file is, and whether its author's code runs; "checks": {name: the line
     that says what to change, or None}; "failed": their count; "auroc": {value, low, high, n} or
-    None; "numbers": {name: text}}, fit for JSON. Raises CxrError where the CNN cannot be run.
+    None; "numbers": {name: text}}, fit for JSON. Raises CxrError where the CNN cannot be run,
+    UsageError for another size than a model file's.
     """
-    device = prepare(device)
+    device, fit = prepare(device), "crop"
     if own.is_own(spec):
+        size = size or 128
         network, form = own.load(spec, size, device, target, classifier_input), own.form(spec)
     else:
-        model = load_classifier(spec, size, device, target, classifier_input)
+        model = load_classifier(spec, size or 128, device, target, classifier_input)
+        if size not in (None, model.info["size"]):
+            raise UsageError(f"{spec} sees {model.info['size']} pixels: leave --size out")
+        size, fit = model.info["size"], model.info.get("fit", fit)
         network, form = model.classifier, "a model file: no code"
         if "target" in model.info:  # against the rest, unless the options say otherwise
             reading = Reading(**reading).asked(model.info)
-    dataset = data and open_dataset(data, size, **reading)
+    dataset = data and open_dataset(data, size, fit, **reading)
     x = _images(dataset, size, device)
     checks, auroc, numbers = contract.breaches(network, x), None, {}
     if not any(checks.values()):

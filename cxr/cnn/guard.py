@@ -32,7 +32,10 @@ def guard(file: Path, spec: str, shown: set[str] | None = None) -> Iterator[None
             yield
     except CxrError as error:
         place = _place(error, file)
-        raise type(error)(f"{place}: {error}" if place else str(error)) from error
+        named = str(file) in str(error)
+        raise type(error)(
+            f"{place or spec}: {error}" if place or not named else str(error)
+        ) from error
     except torch.OutOfMemoryError:
         raise
     except (Exception, SystemExit) as error:

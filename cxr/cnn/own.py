@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cxr import CxrError, UsageError
+from cxr import CxrError, UsageError, console
 from cxr.cnn import adapter, contract, cost, programs
 from cxr.cnn.adapter import IMAGENET, Adapted, Answer
 from cxr.cnn.guard import guard
@@ -25,6 +25,10 @@ FORMS = {
     "python": "Python: its author's code, which may do whatever you may",
     "torchscript": "TorchScript: its author's program, in a language of tensors; no Python",
     "export": "torch.export: a graph of tensor operations; none of its author's code",
+}
+SEVERAL = {
+    "logits": "the logits of one softmax",
+    "probabilities": "probabilities",
 }
 
 
@@ -65,7 +69,8 @@ def load(
 
 def load_every(spec: str, size: int, device: str | torch.device) -> tuple["Own", list[str]]:
     """The CNN of FILE.py:FUNCTION with all of its answers: images [N, 1, R, R] to logits [N, K], and
-    their names; one without a name goes by its number, and one with an empty name stays so.
+    their names; an answer without one goes by its number. Of a softmax over two classes the second
+    alone is an answer, since the first says nothing else. The contract is checked on the first.
 
     Raises CxrError, UsageError where the file, the function or the answers are not as they have to
     be.
@@ -73,21 +78,34 @@ def load_every(spec: str, size: int, device: str | torch.device) -> tuple["Own",
     file, function = split(spec)
     if not function:
         raise UsageError(f"{spec}: give several findings as FILE.py:FUNCTION, or as a model file")
-    with guard(file, spec):
+    with guard(file, spec), torch.no_grad():
         module = settle(run(file, function)[0])
-        if not isinstance(module, Adapted):
+        plain = not isinstance(module, Adapted)
+        if plain:
             answer = Answer(kind(module, nn.Identity(), size), None, adapter.names_of(module))
             module = Adapted(nn.Identity(), module, answer)
-    network = Own(adapter.Every(module), file, spec).to(device).requires_grad_(False)
-    x = contract.pictures(size, 2).to(device)
-    with torch.no_grad():
-        y = network(x)
-    if y.shape[0] != len(x) or not y.isfinite().all():
-        raise CxrError(f"{spec}: not all answers to 2 pictures are finite, {list(y.shape)}")
-    names = module.answer.classes or [str(place) for place in range(y.shape[1])]
-    if len(names) != y.shape[1]:
-        raise CxrError(f"{spec} gives {y.shape[1]} answers and names {len(names)}")
-    return network, names
+        y = module.to(device).module(module.before(contract.pictures(size, 2).to(device)))
+        if not isinstance(y, Tensor) or y.ndim not in (1, 2):
+            raise CxrError(f"the CNN gives {adapter.described(y)}, not a tensor [N] or [N, K]")
+    output, classes = module.answer.output, module.answer.classes
+    count = 1 if y.ndim == 1 else y.shape[1]
+    first = Answer(output, 0, classes) if count > 1 else Answer(output, None, ())
+    asked = Own(Adapted(module.before, module.module, first), file, spec).requires_grad_(False)
+    contract.keep_to(asked, spec, size, device)
+    names = classes or [str(place) for place in range(count)]
+    if len(names) != count:
+        raise CxrError(f"{spec}: the CNN gives {count} answers and has {len(names)} classes")
+    if plain and count > 1 and output != "logit":
+        console.say(
+            f"{spec}: its {count} answers are taken for {SEVERAL[output]}; if they are not, say "
+            "cxrgan.adapt(module, output=...)"
+        )
+    softmax = output == "logits" or torch.allclose(y.sum(-1), torch.ones(()).to(y))
+    places = (
+        [1] if count == 2 and output in ("logits", "probabilities") and softmax else range(count)
+    )
+    every = Own(adapter.Every(module, places), file, spec)
+    return every.requires_grad_(False), [names[place] for place in places]
 
 
 def of_module(module: nn.Module, device: str | torch.device) -> "Own":

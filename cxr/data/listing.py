@@ -57,6 +57,7 @@ def list_data(data: Path, reading: Reading, fold: int = 0) -> Listing:
         raise UsageError(f"{data}: no such folder or CSV file")
     if reading.patient_pattern and reading.patient_column:
         raise UsageError("--patient-column and --patient-pattern both name the patient: give one")
+    rows = _one_case(data, rows)
     classes, labels = _classify(data, rows, reading)
     told = patients.tell_patients(  # of all rows: leaving a class out moves nobody
         names,
@@ -190,11 +191,32 @@ def _classify(
     return (negative, positive or joined(used, f"not {negative}")), labels
 
 
+def _one_case(data: Path, rows: Sequence[Row]) -> list[Row]:
+    """The rows, with classes that differ in case alone called as most of their images are, which is
+    said."""
+    counts = Counter(name for row in rows for name in row.findings or ())
+    spelt: dict[str, list[str]] = defaultdict(list)
+    for name, _ in counts.most_common():
+        spelt[name.casefold()].append(name)
+    alike = [names for names in spelt.values() if len(names) > 1]
+    for names in alike:
+        told = _counted(Counter({name: counts[name] for name in names}))
+        console.warn(f"{data}: {told} differ in case alone: taken for one class, {names[0]}")
+    called = {name: names[0] for names in alike for name in names}
+    return [
+        row._replace(findings=row.findings and frozenset(called.get(n, n) for n in row.findings))
+        for row in rows
+    ]
+
+
 def _known(data: Path, reading: Reading, option: str, counts: Counter[str]) -> str | None:
     name = getattr(reading, option)
-    if name is not None and name not in counts:
+    if name is None or name in counts:
+        return name
+    alike = [known for known in counts if known.casefold() == name.casefold()]
+    if not alike:
         raise UsageError(f"--{option} {name}: {data} has no such class; {_have(counts)}")
-    return name
+    return alike[0]
 
 
 def _two_classes(data: Path, rows: Sequence[Row], counts: Counter[str]) -> tuple[str, str]:
@@ -262,7 +284,9 @@ def _report_left_out(data: Path, rows: Sequence[Row], labels: Sequence[int | Non
         if label is None and row.findings is not None
     )
     if uncertain:
-        console.say(f"{data}: left out {uncertain:,} images whose label is uncertain (-1 or empty)")
+        console.say(
+            f"{data}: left out {uncertain:,} images whose label is uncertain (-1, NA or empty)"
+        )
     if others:
         console.say(
             f"{data}: left out {others.total():,} images of other classes: {_counted(others)}"

@@ -1,6 +1,5 @@
 """Where disease and lungs are, as people have marked them: folders of masks, tables of boxes."""
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr import CxrError, UsageError, console, images
+from cxr.data import spreadsheet
 from cxr.data.folders import SUFFIXES
 from cxr.datasets import Dataset
 
@@ -62,30 +62,40 @@ def inside(boxes: Sequence[tuple[float, ...]], height: int, width: int) -> np.nd
 def marked(places: Places, data: Dataset, size: int, fit: str) -> tuple[np.ndarray, np.ndarray]:
     """How much of each pixel of all images is marked, uint8 [N, size, size] in 255ths, and of which
     the place is known, bool [N]: of those that have a mask and of the healthy ones. How many of the
-    others there are is said."""
+    others there are is said. Raises UsageError if no diseased image is marked."""
     covers = np.zeros((len(data), size, size), np.uint8)
     with console.progress("marks", len(data), unit="images") as bar:
         for row, path in enumerate(data.paths):
             cover = cover_of(places, path, size, fit)
             covers[row] = 0 if cover is None else cover
             bar.advance()
-    seen = covers.any((1, 2))
-    known = seen | (data.labels == 0)
+    seen, healthy = covers.any((1, 2)), data.labels == 0
+    known = seen | healthy
+    if not seen[~healthy].any():
+        raise UsageError(
+            "--masks, --boxes: no diseased image is marked, so there is nothing to learn"
+        )
     others = len(places.keys() - {stem(path) for path in data.paths})
     console.say(
         f"{seen.sum():,} images are marked; of {(~known).sum():,} diseased ones no place "
         "is known: they are trained on without"
         + (f"; marks of images that are not in {data.name}: {others:,}" if others else "")
     )
+    if odd := (seen & healthy).sum():
+        console.warn(f"{odd:,} of the marked images are healthy: what is marked counts as disease")
     return covers, known
 
 
 def stem(name: str | Path) -> str:
     """A file's name without its folders and without the suffix of an image: `7.1` of `a/7.1.png` and
     of `7.1`."""
-    base = str(name).replace("\\", "/").rpartition("/")[2]
+    base = _base(name)
     suffix = Path(base).suffix
-    return base.removesuffix(suffix) if suffix.lower() in SUFFIXES else base
+    return base.removesuffix(suffix) if suffix[1:].isalpha() or suffix.lower() in SUFFIXES else base
+
+
+def _base(name: str | Path) -> str:
+    return str(name).replace("\\", "/").rpartition("/")[2]
 
 
 def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[str, Path]:
@@ -120,29 +130,45 @@ def _stems(places: Places, data: Dataset, told: str) -> list[str]:
 
 
 def boxes_of(table: str | Path, data: Dataset) -> Places:
-    """Boxes around the disease, by the stem of the image's name: from a CSV table with a column
-    `name` or `path` and x, y (of the upper left corner), width, height, as shares of the image's
-    width and height. A line without numbers says that there is none.
+    """Boxes around the disease, by the stem of the image's name: from a table with a column `name` or
+    `path` and x, y (of the upper left corner), width, height, as shares of the image's width and
+    height. A line without numbers says that there is none. A name may lack its image's suffix.
 
     Raises CxrError if it is malformed, UsageError if no box belongs to an image.
     """
+    lines = spreadsheet.read_lines(Path(table))
+    _, header = next(lines, (1, []))
+    header = [name.lower() for name in header]
+    named = next((name for name in ("name", "path") if name in header), None)
+    if named is None or not {"x", "y", "width", "height"} <= set(header):
+        raise CxrError(f"--boxes {table}: columns name (or path), x, y, width, height are needed")
+    stems = {stem(path) for path in data.paths}
     places: dict[str, list[tuple[float, ...]]] = {}
-    try:
-        number = 1
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            for number, line in enumerate(csv.DictReader(file), 2):
-                name = line.get("name") or line.get("path")
-                cells = [line.get(key) for key in ("x", "y", "width", "height")]
-                if not name or None in cells:
-                    raise ValueError("columns name (or path), x, y, width, height are needed")
-                if not any(cells):
-                    continue
-                values = tuple(map(float, cells))
-                if not all(-0.5 <= value <= 1.5 for value in values):  # some reach beyond it
-                    raise ValueError("shares from 0 to 1 are needed: divide pixels by the image's")
-                places.setdefault(stem(name), []).append(values)
-    except (ValueError, UnicodeError, csv.Error) as error:
-        raise CxrError(f"--boxes {table}, line {number}: {error}") from None
+    for number, cells in lines:
+        line = dict(zip(header, cells))
+        numbers = [line.get(key, "") for key in ("x", "y", "width", "height")]
+        if not any(numbers):
+            continue
+        try:
+            box = _box(numbers)
+        except ValueError as error:
+            raise CxrError(f"--boxes {table}, line {number}: {error}") from None
+        base = _base(line[named])
+        places.setdefault(base if base in stems else stem(base), []).append(box)
     if not _stems(places, data, f"--boxes {table}"):
         raise UsageError(f"--boxes {table}: no name there is that of an image of {data.name}")
     return places
+
+
+def _box(numbers: Sequence[str]) -> tuple[float, float, float, float]:
+    """x, y, width, height. Raises ValueError."""
+    x, y, width, height = box = tuple(map(float, numbers))
+    if not all(-0.5 <= value <= 1.5 for value in box):  # some reach beyond the image
+        raise ValueError("shares from 0 to 1 are needed: divide pixels by the image's")
+    if width <= 0 or height <= 0:
+        raise ValueError(
+            "width and height are above 0: leave the numbers out where there is no box"
+        )
+    if x + width > 1.5 or y + height > 1.5:
+        raise ValueError("the box ends far beyond the image: is it corners, not width and height?")
+    return box

@@ -40,7 +40,8 @@ COLUMNS = {
 GROUPS = ("source", "scanner")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
                "validation": "val", "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
-UNCERTAIN = {"", "-1", "nan"}  # labels that say neither yes nor no
+MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}  # as programs write what is not there
+UNCERTAIN = MISSING | {"-1"}  # labels that say neither yes nor no
 BINARY = {"0", "1"} | UNCERTAIN
 FIELD = 2**17  # characters of the first line at most
 MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
@@ -99,7 +100,7 @@ def read_table(table: Path, reading: Reading) -> list[Row]:
     Raises CxrError if the table is malformed, UsageError where an option has to say what a column
     is.
     """
-    lines = _lines(table)
+    lines = read_lines(table)
     _, header = next(lines, (1, []))
     columns = _Columns(table, header, reading)
     merged: dict[str, list[tuple[int, dict[str, str]]]] = {}
@@ -124,8 +125,9 @@ def read_table(table: Path, reading: Reading) -> list[Row]:
     ]
 
 
-def _lines(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells without blanks around them) of the header and of each line below it."""
+def read_lines(table: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells without blanks around them) of the header and of each line below it, of a
+    table in any usual encoding, with commas, semicolons or tabs. Raises CxrError."""
     try:
         with open(table, newline="", encoding=_encoding(table)) as file:
             first = file.readline(FIELD)
@@ -247,7 +249,11 @@ class _Columns:
     def patient(self, group: Sequence[tuple[int, dict[str, str]]]) -> Told | None:
         if self.place["patient"] is None:
             return None
-        named = {values["patient"]: number for number, values in group if values["patient"]}
+        named = {
+            values["patient"]: number
+            for number, values in group
+            if values["patient"].lower() not in MISSING
+        }
         if len(named) > 1:
             (a, _), (b, line), *_ = named.items()
             image = group[0][1]["path"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cxr import UsageError, console, metrics
 from cxr.checkpoints import Model, load_model
 from cxr.cnn import own
+from cxr.explain import same_pictures
 from cxr.explanation import Explanation
 from cxr.layers import against_rest
 
@@ -71,8 +72,12 @@ def load_findings(specs: Sequence[str], model: Model) -> Findings | None:
     names = findings.names
     if not names:
         raise UsageError("--findings: they name nothing but what is explained; give other findings")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"--findings: {', '.join(sorted(twice))} comes twice; leave one out")
+    plain = [name.casefold() for name in names]
+    if twice := {name for name in names if plain.count(name.casefold()) > 1}:
+        raise UsageError(
+            f"--findings: {', '.join(sorted(twice))} comes twice; leave one out, or name what it is "
+            "with cxrgan.adapt(module, classes=[...])"
+        )
     left = f"; left out, since the model tells them apart: {', '.join(dropped)}" if dropped else ""
     left += f"; answers without a name: {given.count('')}" if "" in given else ""
     console.say(f"other findings: {', '.join(names)}{left}")
@@ -81,12 +86,10 @@ def load_findings(specs: Sequence[str], model: Model) -> Findings | None:
 
 def _load(spec: str, model: Model) -> tuple[nn.Module, list[str]]:
     """A network with an answer [N, K], and the K names."""
-    size, device = model.info["size"], model.device
     if own.is_own(spec):
-        return own.load_every(spec, size, device)
-    other = load_model(spec, device)
-    if other.info["size"] != size:
-        raise UsageError(f"--findings {spec} sees {other.info['size']} pixels, the model {size}")
+        return own.load_every(spec, model.info["size"], model.device)
+    other = load_model(spec, model.device)
+    same_pictures(f"--findings {spec}", other, model)
     classes = other.info["classes"]
     return EachClass(other.classifier), classes if len(classes) > 2 else classes[1:]
 
@@ -104,6 +107,9 @@ def changes(names: Sequence[str], asked: Sequence, patients: Sequence[str]) -> d
     """What the `answers` [n, 4, 1 + K] to n images of these patients add to the numbers: the part
     `finding`, and figures of the parts `reconstruction` and `counterfactual`."""
     image, *others = np.array(asked, float).transpose(1, 0, 2)
+    for name, column in zip(names, image.T[1:]):
+        if len(image) > 1 and not np.ptp(column):
+            console.warn(f"{name} is answered alike for all images: it tells nothing")
     parts: dict[str, dict] = {"finding": {name: {} for name in names}}
     for (part, kind), after in zip(VERSIONS, others):
         turned = ((image > 0) != (after > 0))[:, 1:].astype(float)  # [n, K]

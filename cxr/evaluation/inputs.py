@@ -103,6 +103,11 @@ def open_inputs(model: str | Path, data: str | Path, options: Options) -> Inputs
             loaded, options.classifier, options.target, options.classifier_input
         )
         same_patients("--classifier", loaded.info.get("foreign_fold"), loaded)
+    if len(loaded.info["classes"]) > 2:
+        raise UsageError(
+            f"{model} tells {', '.join(loaded.info['classes'])} apart, and train-cnn has measured it; "
+            "evaluate takes the GAN of one class (train-gan --target)"
+        )
     _ = loaded.classifier  # says itself what to do where it is missing
     dataset = _open_data(loaded, data, options)
     return Inputs(
@@ -158,7 +163,9 @@ def load_oracle(spec: str, model: Model, data: Dataset, device: torch.device) ->
 
 
 def _source(spec: str | None) -> str | None:
-    """A digest of the code of FILE.py:FUNCTION: equal parameters may belong to other code."""
+    """A digest of the code of FILE.py:FUNCTION, and FUNCTION: equal parameters may belong to other
+    code."""
     if spec is None or ".py:" not in spec:
         return None
-    return journal.files_digest([Path(spec.rpartition(":")[0])])
+    file, _, function = spec.rpartition(":")
+    return f"{journal.files_digest([Path(file)])}:{function}"

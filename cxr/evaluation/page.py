@@ -145,7 +145,9 @@ def _at(numbers: dict, key: str) -> dict:
 
 def _titled(key: str, measure: Measure) -> str:
     part, method, *_ = key.split(".")
-    return f"{title_of(method)}, {measure.title}" if compares_methods(part) else measure.heading
+    return (
+        f"{title_of(method, part)}, {measure.title}" if compares_methods(part) else measure.heading
+    )
 
 
 def _meaning(measure: Measure) -> str:

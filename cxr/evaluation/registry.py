@@ -16,10 +16,15 @@ from cxr.evaluation.measures import (
     Measure,
 )
 
+NAMED = ("source", "scanner", "finding")  # parts whose rows are called as the user calls them
 
-def title_of(method: str) -> str:
-    """The title of a heat map. For one that is not in METHODS, its name."""
-    return METHODS[method].title if method in METHODS else method.replace("_", " ")
+
+def title_of(method: str, part: str = "") -> str:
+    """The title of a heat map; a source, scanner or finding, by its part, keeps its name, and what
+    else there is has it without underscores."""
+    if method in METHODS:
+        return METHODS[method].title
+    return method if part in NAMED else method.replace("_", " ")
 
 
 def find(*names: str) -> Measure:

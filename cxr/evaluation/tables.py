@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from cxr import console
 from cxr.console import number
-from cxr.evaluation.registry import compares_methods, find, title_of
+from cxr.evaluation.registry import NAMED, compares_methods, find, title_of
 
 Table = tuple[str, tuple[str, ...], list[tuple]]  # title, header, rows
 
@@ -24,7 +24,8 @@ def markdown(title: str, numbers: dict[str, dict]) -> str:
 
 
 def _row(cells: Sequence) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    escaped = (str(cell).replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def of_evaluation(title: str, numbers: dict[str, dict]) -> Iterator[Table]:
@@ -68,10 +69,10 @@ def compared(title: str, part: str, methods: dict[str, dict]) -> Table:
     rows = {method: measures(part, method, figures) for method, figures in methods.items()}
     headings = list(dict.fromkeys(heading for row in rows.values() for heading in row))
     cells = [
-        (title_of(method), *(spread(row.get(heading)) for heading in headings))
+        (title_of(method, part), *(spread(row.get(heading)) for heading in headings))
         for method, row in rows.items()
     ]
-    return title, (part if part in ("source", "scanner", "finding") else "method", *headings), cells
+    return title, (part if part in NAMED else "method", *headings), cells
 
 
 def measures(part: str, method: str, figures: dict) -> dict[str, dict]:

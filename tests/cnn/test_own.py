@@ -8,7 +8,8 @@ from torch import nn
 
 import cxrgan
 from cxr import CxrError, UsageError, checkpoints
-from cxr.cnn import cost
+from cxr.checkpoints import Model
+from cxr.cnn import check, cost
 from cxr.cnn.own import Own, read_input
 
 CNNS = """
@@ -194,6 +195,21 @@ def test_no_more_images_are_shown_at_once_than_memory_allows(monkeypatch, tmp_pa
     (slope,) = torch.autograd.grad(network(x).sum(), x)
     (expected,) = torch.autograd.grad(wide(x).sum(), x)
     torch.testing.assert_close(slope, expected)
+
+
+def test_check_cnn_shows_a_model_file_the_pictures_it_was_trained_on(
+    model, xrays, tmp_path, monkeypatch
+):
+    asked, unchanged = [], check.open_dataset
+    monkeypatch.setattr(
+        check, "open_dataset", lambda *a, **k: asked.append(a) or unchanged(*a, **k)
+    )
+    path = str(tmp_path / "model")
+    Model({"classifier": model.classifier}, {**model.info, "fit": "pad"}).save(path)
+    check.check_cnn(path, str(xrays))
+    assert asked == [(str(xrays), 32, "pad")]
+    with pytest.raises(UsageError, match="sees 32 pixels: leave --size out"):
+        check.check_cnn(path, size=64)
 
 
 def test_check_cnn_says_yes_or_names_what_to_change(cnns, xrays, own_classifier):

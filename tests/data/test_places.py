@@ -83,15 +83,27 @@ def test_boxes_mark_the_place_that_they_name(data, tmp_path):
     assert (place == expected).mean() > 0.98  # the fixture's images are not square, or are resized
 
 
+def test_healthy_images_that_are_marked_are_counted(wide, data, capsys):
+    two = dataclasses.replace(data, paths=(wide, wide), labels=np.array([0, 1]))
+    places.marked({"x": [(0.5, 0.5, 0.1, 0.1)]}, two, 32, "crop")
+    assert "1 of the marked images are healthy" in " ".join(capsys.readouterr().err.split())
+
+
 def test_names_may_hold_dots_and_go_with_or_without_their_suffix(data, tmp_path):
-    images = named(data, "7.png", "7.1.png", "1.2.276.7.DCM", "1.2.276.8")
-    lines = ("7", "7.1", "1.2.276.7", "a\\\\1.2.276.8", "7.PNG")
+    images = named(
+        data,
+        *("7.png", "7.1.png", "1.2.276.7.DCM", "1.2.276.8", "9.jfif", "scan.left.png", "a.IMA"),
+    )
+    lines = ("7", "7.1", "1.2.276.7", "x\\\\1.2.276.8", "7.PNG", "9", "scan.left", "a.ima")
     found = places.boxes_of(boxes(tmp_path, *(f"{n},0,0,1,1" for n in lines)), images)
     assert {name: len(each) for name, each in found.items()} == {
         "7": 2,
         "7.1": 1,
         "1.2.276.7": 1,
         "1.2.276.8": 1,
+        "9": 1,
+        "scan.left": 1,
+        "a": 1,
     }
 
 
@@ -100,21 +112,35 @@ def test_small_marks_count_in_training(wide, data):
     two = dataclasses.replace(two, images=data.images[:2])
     covers, known = places.marked({"x": [(0.5, 0.5, 0.005, 0.01)]}, two, 32, "crop")
     assert 0 < covers[1].max() < 127 and not covers[0].any() and known.all()
-    none, known = places.marked({}, two, 32, "crop")
-    assert not none.any() and known.tolist() == [True, False]
+    with pytest.raises(UsageError, match="no diseased image is marked"):
+        places.marked({}, two, 32, "crop")
+
+
+HEADER = "name,x,y,width,height"
 
 
 @pytest.mark.parametrize(
     "header, line, words",
     [
-        ("name,x,y,width", "a,0,0,1", "line 2: columns name"),
-        ("name,x,y,width,height", "a,10,20,30,40", "line 2: shares from 0 to 1"),
-        ("name,x,y,width,height", "a,zero,0,1,1", "line 2: could not convert"),
+        ("name,x,y,width", "a,0,0,1", "columns name .* are needed"),
+        (HEADER, "a,10,20,30,40", "line 2: shares from 0 to 1"),
+        (HEADER, "a,zero,0,1,1", "line 2: could not convert"),
+        (HEADER, "a,0.5,0.5,0,0.1", "line 2: width and height are above 0"),
+        (HEADER, "a,0.7,0.1,0.9,0.3", "line 2: .* corners"),
     ],
 )
 def test_bad_boxes_are_refused_with_their_line(data, tmp_path, header, line, words):
     with pytest.raises(CxrError, match=words):
         places.boxes_of(boxes(tmp_path, line, header=header), data)
+
+
+@pytest.mark.parametrize(
+    "delimiter, encoding", [(";", "utf-8"), (",", "utf-8-sig"), ("\t", "utf-16")]
+)
+def test_boxes_may_come_from_a_spreadsheet(data, tmp_path, delimiter, encoding):
+    table = boxes(tmp_path, f"{Path(data.paths[0]).name},0,0,1,0.5", header="Name,X,Y,Width,Height")
+    table.write_bytes(table.read_text().replace(",", delimiter).encode(encoding))
+    assert places.boxes_of(table, data) == {places.stem(data.paths[0]): [(0, 0, 1, 0.5)]}
 
 
 def test_boxes_of_other_images_are_refused(data, tmp_path):

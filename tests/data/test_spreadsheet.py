@@ -115,11 +115,28 @@ def test_a_pattern_that_is_given_goes_before_a_column_that_is_found(root):
 
 
 def test_uncertain_labels_are_left_out_and_counted(root, capsys):
-    cells = ["0", "1", "-1", "", "0.0", "1.0", "-1.0", "nan"]
+    cells = ["0", "1", "-1", "NA", "0.0", "1.0", "-1.0", "nan"]
     text = lines("path,label", *(f"im/{n}.png,{cell}" for n, cell in enumerate(cells)))
     found = opened(root, text)
     assert pairs(found) == {"0.png": 0, "1.png": 1, "4.png": 0, "5.png": 1}
     assert "left out 4 images whose label is uncertain" in capsys.readouterr().err
+
+
+def test_a_patient_that_is_missing_is_no_patient(root):
+    names = ["a", "nan", "NA", "", "b", "null", "#N/A", "c"]
+    text = lines("path,label,patient", *(f"{l},{n}" for l, n in zip(EIGHT, names)))
+    assert len(set(opened(root, text).patients)) == 8
+
+
+def test_classes_that_differ_in_case_alone_are_one(root, capsys):
+    classes = ["NORMAL", "Covid", "Normal", "COVID", "NORMAL", "COVID", "NORMAL", "COVID"]
+    text = lines("path,label", *(f"im/{n}.png,{name}" for n, name in enumerate(classes)))
+    for asked in ({}, {"negative": "Normal"}, {"positive": "covid"}):
+        found = opened(root, text, **asked)
+        assert found.classes == ("NORMAL", "COVID") and found.labels.tolist() == [0, 1] * 4
+        told = " ".join(capsys.readouterr().err.split())
+        assert "COVID (3), Covid (1) differ in case alone: taken for one class, COVID" in told
+        assert "NORMAL (3), Normal (1) differ" in told
 
 
 def test_a_column_of_0_and_1_is_a_finding(root, capsys):

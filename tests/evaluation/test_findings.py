@@ -92,22 +92,50 @@ def test_model_files_give_each_class_against_the_rest(model, several, tmp_path, 
 
 def test_what_cannot_tell_of_findings_is_refused(model, saved, several, tmp_path):
     assert load_findings((), model) is None
-    path = str(saved(model, tmp_path / "size", size=64, classes=["NORMAL", "COVID"]))
-    with pytest.raises(UsageError, match="sees 64 pixels, the model 32"):
-        load_findings((path,), model)
+    for info, words in (
+        ({"size": 64}, "sees 64 pixels, the model 32: train one with --size 32"),
+        ({"fit": "lungs"}, "with --fit lungs, the model with --fit crop"),
+    ):
+        path = str(saved(model, tmp_path / "other", classes=["NORMAL", "COVID"], **info))
+        with pytest.raises(UsageError, match=words):
+            load_findings((path,), model)
     own = str(saved(model, tmp_path / "own"))
     with pytest.raises(UsageError, match="nothing but what is explained"):
         load_findings((own,), model)
-    with pytest.raises(UsageError, match="Effusion, Mass comes twice"):
+    with pytest.raises(UsageError, match="Effusion, Mass comes twice; .* name what it is"):
         load_findings((several, several), model)
-    text = Path(several.split(":")[0]).read_text()
-    for old, new, why in (
-        ('"", ', "", "gives 4 answers and names 3"),
-        ("mean - 2", "mean / 0 - 2", "not all answers"),
-    ):
-        (tmp_path / "bad.py").write_text(text.replace(old, new))
-        with pytest.raises(CxrError, match=why):
-            load_findings((f"{tmp_path / 'bad.py'}:several",), model)
     with pytest.raises(UsageError, match="give several findings as FILE.py:FUNCTION"):
         (tmp_path / "net.pt2").write_bytes(b"")
         load_findings((str(tmp_path / "net.pt2"),), model)
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ('"", ', "", "gives 4 answers and has 3 classes"),
+        ("[mean,", "[mean / 0,", "NaN|infinity"),
+        ("[mean,", "[mean + torch.randn(()),", "another answer each time"),
+        ("left - mean], 1)", "left - mean], 1).sigmoid()", "look.* like probabilities"),
+        ("left - mean], 1)", "left - mean], 1)[..., None, None]", r"\[2, 4, 1, 1\], not a tensor"),
+        ("left - mean], 1)", "left - mean], 1)[:, :, None].unbind(1)", "a tuple, not a tensor"),
+    ],
+)
+def test_findings_keep_to_the_contract_of_a_cnn(model, several, tmp_path, old, new, words):
+    text = Path(several.split(":")[0]).read_text()
+    wrapped = text.replace("return Several()", "return cxrgan.adapt(Several(), None, 1)")
+    (tmp_path / "bad.py").write_text("import cxrgan\n" + wrapped.replace(old, new))
+    with pytest.raises(CxrError, match=f"bad.py:several.*({words})"):
+        load_findings((f"{tmp_path / 'bad.py'}:several",), model)
+
+
+def test_a_softmax_over_two_classes_tells_one_finding(model, several, tmp_path):
+    text = Path(several.split(":")[0]).read_text().replace("pathologies", "classes")
+    two = text.replace(", left - mean], 1)", ", left - mean], 1)[:, 2:]").replace(
+        '"Effusion", "", ', ""
+    )
+    (tmp_path / "two.py").write_text(two.replace('"sick"', '"no Mass"'))
+    findings = load_findings((f"{tmp_path / 'two.py'}:several",), model)
+    assert findings.names == ["Mass"]
+    x = torch.rand(3, 1, 32, 32) * 2 - 1
+    mean, left = x.mean((1, 2, 3)), x[..., :16].mean((1, 2, 3))
+    torch.testing.assert_close(findings(x), (left - mean - (mean - 2))[:, None])

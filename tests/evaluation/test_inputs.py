@@ -9,6 +9,7 @@ from cxr.checkpoints import Model
 from cxr.data.patients import SPLITS, split_of
 from cxr.evaluation import evaluate, inputs
 from cxr.files import locked
+from cxr.networks import Classifier, ClassifierConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -64,6 +65,20 @@ def test_a_split_without_a_class_is_refused(model_file, xrays, tmp_path):
     other = next(name for name in SPLITS if name != split)
     with pytest.raises(CxrError, match=f"falls into the {other} split"):
         evaluate.evaluate(model_file, tmp_path, other)
+
+
+def test_a_classifier_of_several_classes_is_refused(model, xrays, tmp_path):
+    network = Classifier(ClassifierConfig((16, 24), 1, outputs=3))
+    info = {**model.info, "classes": ["NORMAL", "SICK", "WORSE"]}
+    Model({"classifier": network}, info).save(tmp_path / "many")
+    with pytest.raises(UsageError, match="tells NORMAL, SICK, WORSE apart.*train-gan --target"):
+        evaluate.evaluate(tmp_path / "many", xrays, negative="NORMAL")
+
+
+def test_another_function_of_the_same_file_is_another_subject(several, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("def a(): ...")
+    assert len({inputs._source(f"{file}:{name}") for name in "ab"}) == 2
 
 
 def test_a_folder_that_another_evaluation_writes_into_is_refused(model_file, xrays, tmp_path):
