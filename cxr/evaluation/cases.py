@@ -345,8 +345,8 @@ def typical_distance(oracle: nn.Module | None, data: Dataset, device: torch.devi
 
 
 def apart(moved: Tensor, heat: Tensor) -> float:
-    """How far a map has moved, as a share of its length."""
-    return ((moved - heat).norm() / heat.norm().clamp_min(1e-12)).item()
+    """How far a map has moved, as a share of its length; NaN of an empty map."""
+    return ((moved - heat).norm() / heat.norm()).item() if heat.any() else float("nan")
 
 
 def alike(a: Tensor, b: Tensor) -> float:

@@ -163,7 +163,7 @@ _RECONSTRUCTION = (
         "or an SSIM of the encoder under the validation images' 5th percentile."),
     Measure("reconstruction.findings_turned", "other findings turned", SCORE, "less",
         "Mean number of other findings whose verdict differs between image and reconstruction.",
-        "findings", needs=("findings",)),
+        needs=("findings",)),
 )
 _COUNTERFACTUAL = (
     Measure("counterfactual.l1_original", "change from the original", SCORE, "less",
@@ -214,9 +214,9 @@ _COUNTERFACTUAL = (
         "The same of real images from other patients' real images.", needs=_FEATURES),
     Measure("counterfactual.findings_turned", "other findings turned", SCORE, "less",
         "Mean number of other findings whose verdict differs between image and counterfactual (MNAC, "
-        "Rodriguez et al. 2021, without the explained one).", "findings", needs=("findings",)),
+        "Rodriguez et al. 2021, without the explained one).", needs=("findings",)),
     Measure("counterfactual.findings_turned_overlaid", "other findings turned, overlay", SCORE, "less",
-        "The same of the overlaid counterfactual.", "findings", needs=("findings",)),
+        "The same of the overlaid counterfactual.", needs=("findings",)),
     Measure("counterfactual.correlation_difference", "correlation difference", GAP, "less",
         "How differently other findings' logits move with this CNN's than they go with it over the "
         "images: the mean absolute difference of correlations, for equal n (after CD, Jeanneret et "

@@ -128,6 +128,11 @@ def test_class_difference_is_the_difference_of_the_training_means(xrays):
     assert cases.class_difference(none) is None
 
 
+def test_an_empty_map_does_not_move():
+    some, none = torch.ones(4, 4), torch.zeros(4, 4)
+    assert cases.apart(2 * some, some) == 1 and np.isnan(cases.apart(some, none))
+
+
 def test_a_typical_distance_is_of_different_patients(xrays, bright):
     data = datasets.open_dataset(xrays, 32)
     means = lambda x: x.flatten(1)[:, :4]
