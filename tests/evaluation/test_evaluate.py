@@ -75,7 +75,7 @@ def test_every_part_has_its_figures(whole):
         names = {"ap", "auroc", "pointing", "mass", "iou_otsu", "iou_tuned"}
         assert set(whole["localisation"][method]) == names
         assert set(whole["faithfulness"][method]) == {"deletion", "insertion"}
-    assert set(whole["stability"]) == MAPS
+    assert MAPS - set(whole["stability"]) <= {"grad_cam"}  # empty where nothing speaks for disease
     assert set(whole["finding"]) == {"Effusion", "Mass"}
     notes = whole["about"]["notes"]
     swap = "not measured: disentanglement.swap (the CNN calls all neighbouring pairs alike)"
