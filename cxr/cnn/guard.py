@@ -31,11 +31,8 @@ def guard(file: Path, spec: str, shown: set[str] | None = None) -> Iterator[None
         with contextlib.redirect_stdout(echo), contextlib.redirect_stderr(echo):
             yield
     except CxrError as error:
-        place = _place(error, file)
-        named = str(file) in str(error)
-        raise type(error)(
-            f"{place or spec}: {error}" if place or not named else str(error)
-        ) from error
+        place = _place(error, file) or ("" if str(file) in str(error) else spec)
+        raise type(error)(f"{place}: {error}" if place else str(error)) from error
     except torch.OutOfMemoryError:
         raise
     except (Exception, SystemExit) as error:

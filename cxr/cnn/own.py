@@ -100,10 +100,10 @@ def load_every(spec: str, size: int, device: str | torch.device) -> tuple["Own",
             f"{spec}: its {count} answers are taken for {SEVERAL[output]}; if they are not, say "
             "cxrgan.adapt(module, output=...)"
         )
-    softmax = output == "logits" or torch.allclose(y.sum(-1), torch.ones(()).to(y))
-    places = (
-        [1] if count == 2 and output in ("logits", "probabilities") and softmax else range(count)
+    softmax = output == "logits" or (
+        output == "probabilities" and torch.allclose(y.sum(-1), torch.ones(()).to(y))
     )
+    places = [1] if softmax and count == 2 else range(count)
     every = Own(adapter.Every(module, places), file, spec)
     return every.requires_grad_(False), [names[place] for place in places]
 
