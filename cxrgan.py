@@ -217,7 +217,7 @@ def explain_command(context, images, model, out, force, device, as_json, **optio
     own = (options.pop(name) for name in ("classifier", "target", "classifier_input"))
     loaded = explainer.load_explainer(model, next(own), device, *own)
     paths, status = gather(images or [explainer.sample_image(model)])
-    with stopping() as stopped:
+    with stopping("group of images") as stopped:
         results = batch.explain_all(paths, loaded, out, stopped, as_json, **options)
     if as_json:
         console.print_json(results)
@@ -337,7 +337,7 @@ def phantoms(out: str, images: int, size: int, seed: int, shortcut: float | None
     marker = "none" if shortcut is None else f"agrees with the label at {shortcut:g}"
     rows = [("images", images), ("pixels", f"{size} x {size}"), ("marker", marker)]
     console.table(out, ("phantoms", ""), [*rows, ("truth", Path(out) / "truth.csv")])
-    console.follow("train-cnn", str(Path(out) / "images"), size=size)
+    console.follow("train-cnn", str(Path(out) / "images"), preset=f"cxr{size}")
 
 
 @cli.command(epilog=example("cxrgan bench kernels --device cuda --out benchmarks/gpu.json"))

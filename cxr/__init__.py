@@ -34,6 +34,12 @@ class UsageError(CxrError):
     status = 2
 
 
+class Interrupted(CxrError):
+    """Ctrl-C; what was done before is kept."""
+
+    status = 130
+
+
 def __getattr__(name: str):
     """`cxr.adapt` and `cxr.IMAGENET`, which need torch, when they are asked for."""
     if name in ("adapt", "IMAGENET"):

@@ -32,15 +32,15 @@ def explain(
 
     Parameters
     ----------
-    image : a file; a PIL image; an array or a tensor of greys or colours, [H, W], [H, W, 3] or
-        [1, H, W], uint8 or floats in [0, 1] (in [-1, 1] if any is negative); or a list or a batch
-        [N, ...] of them
+    image : a file; a PIL image, read as its file is; an array or a tensor of greys or colours,
+        [H, W], [H, W, 3], [1, H, W] or [3, H, W], uint8 or floats in [0, 1] (in [-1, 1] if any is
+        negative); or a list or a batch [N, ...] of them
     model : a model file, a shipped model's name, or a `Model`; by default `pneumonia`
     classifier : your CNN, a module or `FILE.py:FUNCTION`; by default the model's own. A module is
         copied and put into eval mode
     options : those of `adapt` (size, channels, mean, std, value_range, output, target, classes)
-        say what your module takes and answers; those of `cxr.explain.explain` (frames, restarts,
-        refine, seed, device) how it is explained
+        say what your module takes and answers, `classifier_input` what a file's does; those of
+        `cxr.explain.explain` (frames, restarts, refine, within, seed, device) how it is explained
 
     Returns an `Explanation`, or a list of them for a list or a batch. Raises CxrError, UsageError.
     """
@@ -53,11 +53,10 @@ def explain(
         raise UsageError(f"{', '.join(wraps)}: only for a classifier that is a torch.nn.Module")
     elif wraps:
         options |= wraps
-    loaded = explainer.load_explainer(
-        model, classifier, options.pop("device", "auto"), options.pop("target", None)
-    )
+    asked = (options.pop(name, None) for name in ("target", "classifier_input"))
+    loaded = explainer.load_explainer(model, classifier, options.pop("device", "auto"), *asked)
     if not (isinstance(image, list | tuple) or _is_batch(image)):
-        return explainer.explain(_picture(image), loaded, **options)
+        return explainer.explain(_alone(image), loaded, **options)
     pictures, many = [_picture(one) for one in image], explainer.at_once(loaded)
     groups = (pictures[first : first + many] for first in range(0, len(pictures), many))
     return [e for group in groups for e in explainer.explain_group(group, loaded, **options)]
@@ -78,14 +77,22 @@ def _is_batch(image: object) -> bool:
     return image.ndim == 4 or (image.ndim == 3 and not colour)
 
 
+def _alone(image: OneImage) -> str | Path | np.ndarray:
+    """One picture, as `_picture`; raises UsageError where [3, H, W] may be three."""
+    three = isinstance(image, np.ndarray | Tensor) and image.ndim == 3 and len(image) == 3
+    if three and image.shape[-1] not in (3, 4) and bool((image != image[:1]).any()):
+        raise UsageError(
+            f"{list(image.shape)}: three pictures, or one in colour? Give a list, or [H, W, 3]"
+        )
+    return _picture(image)
+
+
 def _picture(image: OneImage) -> str | Path | np.ndarray:
     """A file as it is; anything else as grey uint8 [H, W]."""
     if isinstance(image, str | Path):
         return image
     if isinstance(image, Image.Image):
-        return (
-            np.asarray(image.convert("L")) if image.mode in ("1", "P") else _grey(np.asarray(image))
-        )
+        return _grey(images.grey(image))
     if isinstance(image, Tensor):
         image = (
             image.detach().cpu().float().numpy()

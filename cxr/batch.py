@@ -1,15 +1,19 @@
 """Explain many images, several at once: each result is written and told when it is there, and none
 ends the others."""
 
+import json
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from cxr import UsageError, console, explain, report
 from cxr.checkpoints import Model
 from cxr.cnn import cost
 from cxr.data.folders import names_apart
-from cxr.explanation import Explanation
+from cxr.explanation import Explanation, foreign
 from cxr.files import write_text
 from cxr.film import check_film
 from cxr.options import reason
@@ -34,25 +38,56 @@ def explain_all(
     results, began = [], time.perf_counter()
     bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
     many = explain.at_once(model) if len(paths) > 1 else 1
-    named = list(zip(paths, names_apart(paths)))
-    with bars as bar, cost.timed(model.classifier) as asked:
-        for first in range(0, len(named), many):
-            group = named[first : first + many]
-            found = _explained([path for path, _ in group], model, options)
-            for (path, name), explanation in zip(group, found):
-                folder = Path(out) / name
-                results.append(_written(path, folder, explanation, film, fps, quiet))
-                bar.advance()
-            if stopped:
-                break
-    if done := sum("error" not in numbers for numbers in results):
-        seconds = time.perf_counter() - began
-        share = f"{asked() / seconds:.0%} of the time was the CNN's"
-        console.say(f"{done} explained in {seconds:.1f} s, {share}")
-    if done and not stopped and len(list(Path(out).glob("*/explanation.json"))) > 1:
-        write_text(Path(out) / "index.html", report.index(out))
-        console.say(f"all explanations: {Path(out) / 'index.html'}")
+    named = list(zip(paths, names_apart(paths, partial(_free, Path(out)))))
+    try:
+        with bars as bar, cost.timed(model.classifier) as asked:
+            for first in range(0, len(named), many):
+                group = named[first : first + many]
+                found = _explained([path for path, _ in group], model, options)
+                for (path, name), explanation in zip(group, found):
+                    folder = Path(out) / name
+                    results.append(_written(path, folder, explanation, film, fps, quiet))
+                    bar.advance()
+                if stopped:
+                    break
+    finally:  # also of what a second Ctrl-C leaves
+        if done := sum("error" not in numbers for numbers in results):
+            seconds = time.perf_counter() - began
+            share = f"{asked() / seconds:.0%} of the time was the CNN's"
+            console.say(f"{done} explained in {seconds:.1f} s, {share}")
+            _list_all(Path(out))
     return results
+
+
+def _free(out: Path, name: str, path: Path) -> bool:
+    """Whether an image's explanation may be called so: nothing is there, or an earlier one of the
+    same file."""
+    folder = out / name
+    if not os.path.lexists(folder):
+        return True
+    if not folder.is_dir() or foreign(folder):
+        return False
+    if not (folder / "explanation.json").exists():
+        return True
+    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+        image = json.loads((folder / "explanation.json").read_text()).get("image")
+        return os.path.abspath(image) == os.path.abspath(path)
+    return False
+
+
+def _list_all(out: Path) -> None:
+    """Write the table of the explanations in a folder, where there are several and no other page
+    lies in its place."""
+    page = out / "index.html"
+    if len(list(out.glob("*/explanation.json"))) < 2:
+        return
+    if page.exists() and report.INDEX not in page.read_bytes()[:2000]:
+        console.warn(
+            f"{page} is another page and stays: the table of all explanations is not written"
+        )
+        return
+    write_text(page, report.index(out))
+    console.say(f"all explanations: {page}")
 
 
 def _explained(paths: Sequence[Path], model: Model, options: dict) -> list[Explanation | Exception]:
@@ -75,7 +110,7 @@ def _written(
     try:
         if isinstance(found, Exception):
             raise found
-        numbers, replaced = found.numbers, folder.exists()
+        numbers, replaced = found.numbers, (folder / "explanation.json").exists()
         found.write(folder, film, fps)
     except UsageError:
         raise
@@ -95,7 +130,7 @@ def conclude(results: Sequence[dict], count: int, stopped: Sequence[int], force:
         names = ", ".join(f"{Path(n['image']).name} ({n['error']})" for n in failed)
         done = f"{len(results) - len(failed)} of {count} explained"
         console.say(f"{done}; {len(failed)} failed: {names}")
-    if stopped:
+    if stopped and len(results) < count:
         console.say(f"interrupted: {len(results)} of {count} images were done")
         return 128 + stopped[0]
     done = [numbers for numbers in results if "error" not in numbers]

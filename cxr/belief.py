@@ -49,7 +49,12 @@ def refusals(numbers: dict, model: Model) -> list[str]:
             "the reconstruction is another picture: its SSIM is "
             f"{numbers['reconstruction']['ssim']:.2f}, under {LEAST_SSIM}"
         )
-    if (rise := numbers["logit"][-1] - numbers["logit"][0]) < LEAST_RISE:
+    if (rise := numbers["logit"][-1] - numbers["logit"][0]) < -LEAST_RISE:
+        lines.append(
+            f"the classifier takes this disease for health: its logit falls by {-rise:.2f} from dose 0 "
+            "to dose 1; is --target the healthy class?"
+        )
+    elif rise < LEAST_RISE:
         lines.append(
             f"the classifier hardly answers to this disease: its logit rises by {rise:.2f} from dose "
             f"0 to dose 1, less than {LEAST_RISE}"

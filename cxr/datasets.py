@@ -1,6 +1,7 @@
 """Labelled folders or tables of X-rays -> packed arrays, patient-wise splits, balanced batches."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ def open_dataset(
         splits=np.array([item.split for item in items]),
         paths=tuple(item.path for item in items),
         classes=listing.classes,
-        name=Path(data).stem,
+        name=name_of(data),
         rule=listing.rule,
         unreadable=unreadable,
         sources=tuple(item.source for item in items),
@@ -134,11 +135,40 @@ def open_dataset(
     return dataset
 
 
+def name_of(data: str | Path) -> str:
+    """The name of a data set: of its folder, or of its table without the suffix."""
+    path = Path(os.path.abspath(data))  # of "." and ".." too
+    return path.name if path.is_dir() else path.stem
+
+
 def left_out(info: dict, data: str | Path) -> dict[str, str]:
-    """The option `leave_out` with which a model was trained, where DATA is its own data set. info:
-    of the model."""
-    own = info["provenance"].get("data") == Path(data).stem
-    return {"leave_out": info["leave_out"]} if own and info.get("leave_out") else {}
+    """The option `leave_out` with which a model was trained, which is said, where DATA is called as
+    its data set was. info: of the model."""
+    told = info.get("leave_out")
+    if not told or info["provenance"].get("data") != name_of(data):
+        return {}
+    console.say(f'--leave-out {told}, as in the training of the model; --leave-out "" leaves none')
+    return {"leave_out": told}
+
+
+def digests(data: Dataset) -> dict[str, str]:
+    """A digest of the images, and one of them with their splits, in whatever order they lie."""
+    pixels = [hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() for image in data.images]
+    split = [f"{image} {split}" for image, split in zip(pixels, data.splits)]
+    found = (hashlib.blake2b("\n".join(sorted(lines)).encode()) for lines in (pixels, split))
+    return {name: d.hexdigest()[:16] for name, d in zip(("images", "splits"), found)}
+
+
+def trained_on(info: dict, data: Dataset) -> str:
+    """Whether a model with this `info` was trained on these data: "no", "yes", or "resplit" where
+    their splits were others then. Data are the same if their name or all of their images are."""
+    then, now = info["provenance"].get("digests"), digests(data)
+    then = then if isinstance(then, dict) else {}  # an older model has none
+    same = then.get("images") == now["images"]
+    if not same and info["provenance"].get("data") != data.name:
+        return "no"
+    otherwise = info.get("split", data.rule) != data.rule
+    return "resplit" if otherwise or (same and then.get("splits") != now["splits"]) else "yes"
 
 
 def balanced_batch(

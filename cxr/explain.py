@@ -86,8 +86,11 @@ def explain_group(
     seed: int = 0,
     timer: Timer = untimed,
 ) -> list[Explanation]:
-    """Explain several images at once, each as `explain` would alone, up to rounding errors; how many
-    pay is `at_once`. Parameters and errors are those of `explain`."""
+    """Explain several images at once, each as `explain` would alone, up to rounding errors, which
+    the search makes larger (docs/how-it-works.md); how many pay is `at_once`. Parameters and errors
+    are those of `explain`."""
+    options = {"frames": frames, "restarts": restarts, "refine": refine, "seed": seed}
+    options |= {"within": within, "fit": model.info["fit"], "at_once": len(pictures)}
     if frames < 2 or restarts < 1 or refine < 0:
         raise UsageError("at least 2 frames, 1 restart and 0 steps of refinement are needed")
     with timer("prepare"):
@@ -106,7 +109,8 @@ def explain_group(
     explanations = []
     for row, picture in enumerate(pictures):
         own = {name: maps[row] for name, maps in plain_maps.items()}
-        explanations.append(_conclude(traversals[row], picture, model, own, missing, within, timer))
+        found = traversals[row], picture, model, own, missing
+        explanations.append(_conclude(*found, options, timer))
     return explanations
 
 
@@ -116,17 +120,17 @@ def _conclude(
     model: Model,
     plain_maps: dict[str, Tensor],
     missing: list[str],
-    within: str | None,
+    options: dict,
     timer: Timer,
 ) -> Explanation:
-    """The explanation of one image, from its path."""
+    """The explanation of one image, from its path. options: with which it was found."""
     with timer("heat_maps"), exactly():
         maps, error = heat_maps(traversal, model, plain_maps)
     with timer("measure"):
         named = str(picture) if isinstance(picture, (str, Path)) else None
         numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
         spacing = images.pixel_spacing(picture) if named else None
-        numbers |= {"within": within, "missing_maps": missing, "pixel_spacing": spacing}
+        numbers |= {"options": options, "missing_maps": missing, "pixel_spacing": spacing}
     return Explanation(**vars(traversal), maps=maps, numbers=numbers | verdict(numbers, model))
 
 
@@ -189,13 +193,13 @@ def traverse(
         with torch.no_grad():
             overlaid = [overlay(doses) for overlay in overlays]
             overlaid_logits = [model.classifier(frames) for frames in overlaid]
-    shared = tuple(model.info["classes"])
+    told = tuple(model.info.get("told") or model.info["classes"])
     each = zip(
         *(x.split(1), lung.split(1), logits.split(1), inverted, encoded.split(1)),
         *(map(partial(_directions, seed=seed), logits, inverted), [doses] * len(x)),
         *(drawn, answers, overlays, overlaid, overlaid_logits),
     )
-    return [Traversal(shared, *parts) for parts in each]
+    return [Traversal(told, *parts) for parts in each]
 
 
 def _directions(logit: Tensor, inverted: Inversion, seed: int) -> Tensor:
@@ -239,14 +243,16 @@ def with_classifier(
     """
     other = second_classifier(spec, model, "--classifier", target, classifier_input)
     networks = model.networks | {"classifier": other.classifier}
+    told = getattr(other.classifier, "told", None)  # else as the GAN's classes
+    info = model.info | ({"told": told} if told and told[1] != model.info["classes"][1] else {})
     if trained_for(model, other.classifier):
-        return Model(networks, model.info, model.buffers, model.path)
+        return Model(networks, info, model.buffers, model.path)
     named = spec if isinstance(spec, str) else name_of(spec)
     about = {
         "foreign": named if target is None else f"{named}, target {target}",
         "foreign_fold": other.info.get("fold"),
     }
-    foreign = Model(networks, model.info | about, model.buffers, model.path)
+    foreign = Model(networks, info | about, model.buffers, model.path)
     rescale(foreign)
     return foreign
 

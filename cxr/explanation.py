@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cxr import __version__, appearance, attribution, film, metrics, report
+from cxr import UsageError, __version__, appearance, attribution, film, metrics, report
 from cxr.belief import PICTURES
 from cxr.checkpoints import Model, save
 from cxr.classifier import likeness, to_uint8
@@ -20,9 +21,16 @@ from cxr.files import replacing_folder, write_text
 from cxr.film import Sheet
 from cxr.inversion import Codes, Inversion
 from cxr.overlay import Overlay
+from cxr.sampling import DOSES
 
 NOT_BELIEVED = "do not believe this explanation"
 NOTES = {"difference": "\nred: gets brighter"}  # of a map whose red does not speak for the disease
+WRITTEN = {
+    *("index.html", "panel.png", "panel.svg", "thumbnail.png", "response.csv"),
+    *("explanation.json", "latents.safetensors"),
+    *(f"explanation.{kind}" for kind in ("gif", "webp", "mp4")),
+}
+CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of systems that show folders
 CHANGED = 0.05  # of the grey range: a pixel that changes by more has changed
 
 
@@ -108,13 +116,15 @@ class Explanation(Traversal):
         Image.fromarray(self.panel()).show()
 
     def write(self, folder: str | Path, kind: str = "gif", fps: float = 8) -> None:
-        """Write the explanation folder: page, film, panel, CSV, JSON and safetensors. A folder that is
-        there is replaced whole, once all is written.
+        """Write the explanation folder: page, film, panel, CSV, JSON and safetensors. The folder of
+        an earlier explanation is replaced whole, once all is written.
 
         kind: of the film, gif, webp, mp4 or none; fps: its frames in a second. Raises CxrError,
-        UsageError if such a film cannot be written here.
+        UsageError if such a film cannot be written here, or the folder holds anything else.
         """
         film.check_film(kind)
+        if other := foreign(folder):
+            raise UsageError(f"{folder} holds {other}, which is of no explanation: choose another")
         with replacing_folder(folder) as draft:
             self._write_files(draft, kind, fps)
 
@@ -184,7 +194,7 @@ class Explanation(Traversal):
         )
         small = [(f"{name}\nprobability {p:.2f}", to_uint8(x), None) for name, p, x in pictures]
         small += [
-            (film.TITLES[name] + NOTES.get(name, ""), image, self.drawn(name))
+            (film.TITLES[name] + self._note(name), image, self.drawn(name))
             for name in self.maps
             if name != "latent_ig"
         ]
@@ -197,6 +207,10 @@ class Explanation(Traversal):
         lines = (about, *(f"Warning: {line}." for line in self.warnings))
         return Sheet(report.sentence(self), large, small, lines, self.banner)
 
+    def _note(self, name: str) -> str:
+        """A second line under the title of a map in the panel."""
+        return NOTES.get(name, "") if self.maps[name].any() else "\nempty: no place speaks for it"
+
     def drawn(self, name: str) -> np.ndarray:
         """A map [R, R] as pictures show it: with its signs, smoothed by a Gaussian of R / 32."""
         heat = self.maps[name].detach()
@@ -205,6 +219,15 @@ class Explanation(Traversal):
     def counterfactual(self) -> Tensor:
         """The image [R, R], turned into the other class where the classifier needs it."""
         return self.overlaid[self.numbers["counterfactual"]["frame"], 0]
+
+
+def foreign(folder: str | Path) -> str | None:
+    """The name of something in a folder that no explanation wrote, and that must not be replaced."""
+    if not os.path.isdir(folder):
+        return None
+    held = {entry.name for entry in os.scandir(folder)}
+    own = WRITTEN if "explanation.json" in held else set()
+    return min(held - own - CLUTTER, default=None)
 
 
 @torch.no_grad()
@@ -275,7 +298,8 @@ def _appearance(t: Traversal, model: Model) -> dict[str, float] | None:
     """How far pictures look from real ones, see `appearance`; None for a model file without the
     reference."""
     limit, end = model.info["thresholds"].get("appearance"), 0 if t.diseased else -1
-    pictures = [t.image[0], t.frames[0], t.frames[len(t.frames) // 2], t.frames[-1]]
+    middle = t.inversion.walks[0, len(DOSES) // 2]
+    pictures = [t.image[0], t.frames[0], middle, t.frames[-1]]
     found = appearance.distances(torch.stack([*pictures, t.overlaid[end]]), model.buffers)
     if found is None or limit is None:
         return None

@@ -252,7 +252,8 @@ def _read_picture(path: Path) -> np.ndarray:
             _check_size(*size[:2])
             _check_frames(size[2])
             return deep.read_tiff(path)
-        with Image.open(path, formats=FORMATS) as file:
+        # By its name, Pillow 13 would map a TIFF that is to be turned into memory askew.
+        with path.open("rb") as raw, Image.open(raw, formats=FORMATS) as file:
             _check_size(*file.size)
             # A camera's MPO is a JPEG with a preview behind it, not a film.
             if file.format != "MPO":
@@ -260,16 +261,22 @@ def _read_picture(path: Path) -> np.ndarray:
             if file.format == "PNG":
                 deep.check_png_end(path)
                 if deep.is_deep_png(path):
-                    return deep.read_png(path)
-            white_is_zero = getattr(file, "tag_v2", {}).get(262) == 0
-            ImageOps.exif_transpose(file, in_place=True)
-            picture = file
-        if picture.mode.startswith("I") or picture.mode == "F":  # convert("L") would clip these
-            pixels = np.asarray(picture)
-            return pixels.max() - pixels if white_is_zero else pixels
-        return np.asarray(
-            picture if picture.mode == "L" and not picture.has_transparency_data else _luma(picture)
-        )
+                    return deep.upright(deep.read_png(path), file.getexif().get(274))
+            return grey(file, in_place=True)
+
+
+def grey(picture: Image.Image, in_place: bool = False) -> np.ndarray:
+    """The pixels [H, W] of an open picture as `read` takes them: uint8, or another type if it is
+    deeper than 8 bits. in_place: whether the picture itself may be turned upright."""
+    white_is_zero = getattr(picture, "tag_v2", {}).get(262) == 0
+    picture.load()  # a TIFF is turned upright by this; else it would be turned twice below
+    turned = ImageOps.exif_transpose(picture, in_place=in_place)
+    picture = picture if turned is None else turned
+    if picture.mode.startswith("I") or picture.mode == "F":  # convert("L") would clip these
+        pixels = np.asarray(picture)
+        return pixels.max() - pixels if white_is_zero else pixels
+    plain = picture.mode == "L" and not picture.has_transparency_data
+    return np.asarray(picture if plain else _luma(picture))
 
 
 def _luma(picture: Image.Image) -> Image.Image:

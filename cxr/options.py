@@ -3,6 +3,7 @@
 Imports nothing heavy, so that `cxrgan --help` answers at once.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import click
 
-from cxr import CxrError
+from cxr import CxrError, Interrupted
 
 PRESETS = ("tiny", "cxr32", "cxr64", "cxr128", "cxr256")
 SIZES = (32, 64, 128, 256)
 SPLITS = ("train", "val", "test", "all")
 INTERRUPTED = 130  # the status a shell gives for Ctrl-C
-FAILURES = (click.UsageError, CxrError, OSError, RuntimeError)
+FAILURES = (click.UsageError, CxrError, OSError, RuntimeError, MemoryError)
 
 
 class Door(click.Group):
@@ -47,7 +48,7 @@ def complain(error: Exception) -> int:
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         line, status = where + (error.strerror or str(error)), 1
-    elif type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported
+    elif _lacks_memory(error):
         line, status = "out of memory: take a smaller --batch or --preset", 1
     else:
         raise error
@@ -58,6 +59,12 @@ def complain(error: Exception) -> int:
     return status
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Of Python, of torch on a GPU (its error may not be imported here), of torch on a CPU."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "DefaultCPUAllocator" in str(error)
+
+
 def reason(error: Exception) -> str:
     """Why an image failed, as one line."""
     known = isinstance(error, CxrError | OSError)
@@ -66,15 +73,27 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def stopping() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM do not stop at once: their numbers are put into the list."""
+def stopping(work: str) -> Iterator[list[int]]:
+    """Within it, Ctrl-C and SIGTERM only leave their number in the list that is yielded, so that
+    the `work` under way, such as a step, ends; a second one stops at once. Raises `Interrupted`
+    then."""
     stopped: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(one, lambda number, _: stopped.append(number)) for one in signals]
+    told = f"\nstopping after this {work}; once more stops at once\n".encode()
+
+    def note(number, frame):
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
+            os.write(2, told)  # past a progress bar, which may be writing itself
+
+    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopped
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once: what was saved before is kept") from None
     finally:
-        for one, handler in zip(signals, before):
+        for one, handler in before.items():
             signal.signal(one, handler)
 
 

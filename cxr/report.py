@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cxr.explanation import Explanation
 
 PAGES = Path(__file__).parent / "pages"  # templates, with their scripts and their style
+INDEX = b"<title>cxrgan: explanations</title>"  # of the table of all
 LOGITS = ("latent_ig", "integrated_gradients")  # maps whose sum is a difference of logits
 ABOUT = {
     "latent_ig": "Read this first: where the classifier's answer comes from, right or wrong; it "
@@ -50,6 +52,9 @@ def index(folder: str | Path) -> str:
     for file in files:
         with suppress(ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
             rows.append(_row(json.loads(file.read_text()), file.parent.name))
+    shown = Counter(row["name"] for row in rows)
+    for row in rows:
+        row["name"] = row["path"] if shown[row["name"]] > 1 else row["name"]
     return fill("index", {"rows": rows, "unreadable": len(files) - len(rows)})
 
 
@@ -70,7 +75,15 @@ def _row(n: dict, folder: str) -> dict:
         raise ValueError(warnings)
     about = {"warnings": warnings, "spread": spread, "folder": folder}
     about["believe"] = n.get("believe") is not False  # which an older one does not say
-    return {"name": Path(n["image"] or folder).name, **values, **about}
+    path = Path(n["image"] or folder)
+    names = {"name": path.name, "path": str(Path(path.absolute().parent.name, path.name))}
+    return {**names, "disease": n["classes"][1], "made": made(n), **values, **about}
+
+
+def made(n: dict) -> str:
+    """With what an explanation was made. n: its numbers."""
+    own = n["classifier"] == "the model's own"
+    return Path(n["model"]).stem + ("" if own else f", {n['classifier']}")
 
 
 def thumbnail(e: "Explanation") -> np.ndarray:
@@ -105,12 +118,13 @@ def facts(e: "Explanation") -> dict:
     return {
         "size": e.image.shape[-1],
         "file": Path(n["image"]).name if n["image"] else "",
+        "made": f"{made(n)}, seed {n['options']['seed']}, cxrgan {n['versions']['cxrgan']}.",
         "disease": e.classes[1],
         "sentence": sentence(e),
         "banner": e.banner,
         "warnings": e.warnings,
         "doses": n["dose"],
-        "found": n["found_dose"],
+        "found": e.overlay.own,
         "start": n["counterfactual"]["frame"],
         "original_p": n["original"]["probability"],
         "drawn_p": n["probability"],
@@ -149,15 +163,17 @@ def _map(e: "Explanation", name: str) -> dict:
     top = max(float(np.percentile(np.abs(heat), 99.5)), 1e-12)
     scaled = (heat / top).clip(-1, 1)
     levels = 128 + 127 * scaled if signed else 255 * scaled
-    unit = " logits a pixel, smoothed" if name in LOGITS else " (relative)"
+    unit = " logits a pixel, smoothed" if name in LOGITS else ""
     less, more = f"less {e.classes[1]}", f"more {e.classes[1]}"
+    if name == "grad_cam":
+        more, unit = f"most {e.classes[1]}", " (no scale)"
     if name == "difference":
         less, more = "darker with disease", "brighter with disease"
     return {
         "name": film.TITLES[name],
         "signed": signed,
         "low": f"{less}, {-top:.2g}{unit}",
-        "high": f"{more}, {top:.2g}{unit}",
+        "high": f"{more}, {top:.2g}{unit}" if heat.any() else "empty: no place speaks for it",
         "about": ABOUT[name],
         "png": _uri(np.uint8(np.rint(levels))),
     }
@@ -183,7 +199,7 @@ def _numbers(e: "Explanation") -> list[tuple[str, str, str]]:
         ("gap in probability", n["reconstruction"]["probability_gap"],
          "How differently the classifier answers to that picture; above 0.1 the path is of another image."),
         ("amount of disease found", n["found_dose"],
-         "Where on the path the original was found, from 0 to 1. No measure of how ill the patient is."),
+         "How much disease the GAN found in the original, from 0 to 1. No measure of how ill the patient is."),
         ("pixels changed", n["counterfactual"]["changed_overlaid"],
          "The share of the original that was changed to turn the verdict, or to try."),
         ("largest jump", n["largest_jump"],

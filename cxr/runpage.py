@@ -86,8 +86,8 @@ GROUPS = {
             "How far the answers to training images are from their labels. It goes on falling when "
             "nothing more is learnt about other patients: the AUROC tells."),
         Column("where", "place", "less",
-            "How far the classifier is from saying where the disease is, of training images in which "
-            "that is marked."),
+            "How far the classifier is from saying where the disease is, of training images of which "
+            "that is known, healthy ones among them."),
         Column("response", "answer", "less",
             "How far the classifier's logit is from the one that is asked for; weighted."),
         Column("latent", "codes", "less",

@@ -75,7 +75,7 @@ def train(config: Config, out: str, resume: bool = False) -> Model:
         data.by_class(split)
     found = places.find_places(config.masks, config.boxes, data)
     marks = places.marked(found, data, PLACES, config.fit) if found else None
-    with Run(out, config, data, resume, world) as run:
+    with Run(out, config, data, resume, world, marks) as run:
         trainer = Trainer(config, data, device, world, marks)
         if resume:
             trainer.progress = run.restore(trainer.parts(), trainer.progress)
@@ -106,11 +106,12 @@ class Locator(nn.Module):
 
     def loss(self, masks: Tensor, known: Tensor) -> Tensor:
         """How far its answer to the images just classified is from their masks [N, 1, S, S], of those
-        whose place is known [N]: the mean binary cross-entropy over the cells of its grid."""
+        whose place is known [N]: the mean binary cross-entropy over the cells of its grid, healthy
+        images among them."""
         where = self.head(F.relu(self.seen)).float()
         shares = F.adaptive_avg_pool2d(masks, where.shape[2:])
         losses = F.binary_cross_entropy_with_logits(where, shares, reduction="none")
-        return (losses * known[:, None, None, None]).mean()
+        return (losses.mean((1, 2, 3)) * known).sum() / known.sum().clamp_min(1)
 
 
 class Trainer:
@@ -154,10 +155,11 @@ class Trainer:
         located = {} if self.locator is None else {"locator": self.locator}
         return parts | located | {"optimiser": self.optimiser}
 
-    def done(self) -> bool:
-        """Early stopping: no better validation for `patience` ticks."""
+    def done(self) -> str:
+        """Early stopping: after `patience` ticks without a better validation, which is the reason."""
         stale = self.progress["images"] - self.progress["best_images"]
-        return stale >= self.config.patience * self.config.tick
+        over = stale >= self.config.patience * self.config.tick
+        return f"no better AUROC on validation for the last {stale:,}" if over else ""
 
     def report(self) -> dict[str, float]:
         """AUROC on validation, of several classes their mean, clean and the mean over the
@@ -240,7 +242,12 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
         "classes": list(data.classes),
         "split": data.rule,
         "fold": config.fold,
-        "provenance": {"data": data.name, "counts": data.counts(), "classifier": seen},
+        "provenance": {
+            "data": data.name,
+            "counts": data.counts(),
+            "digests": datasets.digests(data),
+            "classifier": seen,
+        },
         "metrics": {"classifier": classifier_metrics(network, data, "test", device)},
         "thresholds": {"likeness": likeness_threshold(data, mean)},
     }

@@ -21,6 +21,7 @@ from cxr import (
     appearance,
     augment,
     classifier,
+    console,
     datasets,
     film,
     graphs,
@@ -122,7 +123,22 @@ def open_data(config: Config, model: Model) -> Dataset:
     if classes != list(data.classes):
         told, held = (" and ".join(names) for names in (classes, data.classes))
         raise UsageError(f"the classifier tells {told} apart, the data hold {held}")
+    if datasets.trained_on(model.info, data) == "resplit":
+        console.warn(
+            f"{data.name} was split otherwise when the classifier was trained: patients held out "
+            "then may be trained on now; give both the same --patient-column, --patient-pattern "
+            f"and --leave-out{_reading(model.info)}"
+        )
     return data
+
+
+def _reading(info: dict) -> str:
+    """How the classifier's patients were told and split, in words; nothing if nothing was said."""
+    options = info["provenance"].get("classifier")
+    names = ("patient_column", "patient_pattern", "leave_out")
+    given = {n: options[n] for n in names if isinstance(options, dict) and options.get(n)}
+    told = (f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+    return f" (then: {' '.join(told)})" if given else ""
 
 
 @dataclass
@@ -333,8 +349,8 @@ class Trainer:
         self.opt_E.step()
         return {name: value.detach() for name, value in terms.items()}
 
-    def done(self) -> bool:
-        return False
+    def done(self) -> str:
+        return ""
 
     def report(self) -> dict[str, float]:
         """Measure the averaged networks, write a sample sheet and the model so far."""

@@ -10,21 +10,27 @@ import hashlib
 import json
 import math
 import os
-import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cxr import CxrError, UsageError, checkpoints, console, runpage
+from cxr import CxrError, Interrupted, UsageError, checkpoints, console, runpage
 from cxr.data.patients import SPLITS
 from cxr.datasets import Dataset
 from cxr.files import append_text, keep, only_writer, write_text
+from cxr.options import stopping
 from cxr.schema import Misfit, check_classes
+
+SAVE_EVERY = 300  # seconds, and at every tick
+FREE = ("images", "device", "data")  # options that may change when a run goes on
+FILES = ("masks", "boxes", "start", "classifier")  # those of which the folder may
+WRITTEN = ("config.json", "log.jsonl", "index.html", "samples")  # what a run writes over
 
 
 class World:
@@ -85,25 +91,36 @@ class Run:
     """A run folder, written by one process at a time: `config.json`, `log.jsonl`, the page, the
     model file, samples, and the state with the one before it.
 
-    Within its context the folder is locked. `data` is what the run trains on: a digest of it is
-    kept in the state, so that a run goes on with the same images, wherever they lie by then.
+    Within its context the folder is locked. `data` is what the run trains on, `marks` of
+    `places.marked` with it: a digest of both is kept in the state, so that a run goes on with the
+    same images, wherever they lie by then.
     """
 
-    def __init__(self, folder: str | Path, config, data: Dataset, resume: bool, world: World):
+    def __init__(
+        self,
+        folder: str | Path,
+        config,
+        data: Dataset,
+        resume: bool,
+        world: World,
+        marks: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
         self.folder, self.world, self.config = Path(folder), world, config
         self.state = self.folder / "state.safetensors"
         self.previous = self.folder / "state.previous.safetensors"
         self.model = self.folder / "model.safetensors"
         self.page = self.folder / "index.html"
         self.data, self.resume = data, resume
-        self.digests = digests(data)
+        self.digests = digests(data, marks)
         self.sound = False  # whether `state` is one to go back to
+        self.saved = 0  # images that the last state has seen
         self._open = contextlib.ExitStack()
 
     def __enter__(self):
         with contextlib.ExitStack() as opened:
             if self.resume and not self._has_state():
                 raise UsageError(f"{self.folder} holds no run to resume: leave --resume out")
+            foreign = self._foreign()
             if self.world.first:
                 opened.enter_context(only_writer(self.folder))
             if self.resume:
@@ -111,6 +128,10 @@ class Run:
             elif self._has_state() or self.model.exists():
                 raise UsageError(
                     f"{self.folder} holds a run: go on with --resume, or choose another --out"
+                )
+            elif foreign:
+                raise UsageError(
+                    f"{self.folder} holds {foreign}, which is of no run: choose another --out"
                 )
             try:
                 check_classes(self.data.classes)
@@ -128,6 +149,11 @@ class Run:
     def _has_state(self) -> bool:
         return self.state.exists() or self.previous.exists()
 
+    def _foreign(self) -> str | None:
+        """What the folder holds that a run would write over, where there has been no run."""
+        known = (self.folder / "run.lock").exists()
+        return None if known else next((n for n in WRITTEN if (self.folder / n).exists()), None)
+
     def _begin(self, rows: list[dict]) -> None:
         """Write the options of now, and the log so far."""
         if self.world.first:
@@ -136,7 +162,9 @@ class Run:
             write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _compare(self, now: dict) -> None:
-        """A run goes on as it began; only its length, and where its data lie, may change."""
+        """A run goes on as it began; only its length, and where its data and files lie, may
+        change. What is in them is compared elsewhere: by the digests, and by the classifier's
+        answers."""
         try:
             before = json.loads((self.folder / "config.json").read_text())
             before.items()
@@ -145,10 +173,12 @@ class Run:
                 f"{self.folder}/config.json is damaged or gone: put it back, or begin a new run"
             ) from None
         now = json.loads(json.dumps(now, default=str))
-        for name in now:
-            if name not in ("images", "device", "data") and now[name] != before.get(name):
+        for name in now.keys() - FREE:
+            then, file = before.get(name), name in FILES and now[name] and before.get(name)
+            same = Path(now[name]).name == Path(str(then)).name if file else now[name] == then
+            if not same:
                 raise UsageError(
-                    f"{self.folder} was begun with {name} = {before.get(name)}, not {now[name]}: "
+                    f"{self.folder} was begun with {name} = {then}, not {now[name]}: "
                     "resume with the same options"
                 )
 
@@ -157,12 +187,14 @@ class Run:
         tensors."""
         if not self.world.first:
             return
-        if self.sound:
-            keep(self.state, self.previous)
         tensors = {k: v.detach().cpu() for k, v in checkpoints.pack(parts).items()} | self.digests
         told = {**progress, "checksum": checkpoints.checksum(tensors, progress)}
-        checkpoints.save(self.state, tensors, told)
-        self.sound = True
+        draft = self.folder / "state.new.safetensors"
+        checkpoints.save(draft, tensors, told)
+        if self.sound:
+            keep(self.state, self.previous)
+        draft.replace(self.state)
+        self.sound, self.saved = True, progress["images"]
 
     def restore(self, parts: dict, begun: dict) -> dict:
         """Put the state back, cut the log back to it, and return its progress; `begun` is the
@@ -181,11 +213,16 @@ class Run:
         held = {name: tensors.pop(name) for name in self.digests if name in tensors}
         if unlike := held and differences(held, self.digests, self.data):
             raise UsageError(f"{self.folder} was begun with other data: {unlike}")
+        if progress["images"] >= self.config.images + self.config.batch:
+            raise UsageError(
+                f"--images {self.config.images}: {self.folder} has seen {progress['images']} already"
+            )
         try:
             checkpoints.unpack(tensors, parts)
         except (RuntimeError, ValueError, KeyError):
             raise CxrError(f"{self.state} is of another version of cxrgan: begin anew") from None
-        self._begin([row for row in rows if row["images"] <= progress["images"]])
+        self.saved = progress["images"]
+        self._begin([row for row in rows if row["images"] <= self.saved])
         return progress
 
     def _read(self, path: Path, begun: dict) -> tuple[dict[str, Tensor], dict]:
@@ -227,8 +264,9 @@ class Run:
         lines, rows = path.read_bytes().split(b"\n"), []
         for number, line in enumerate(lines, 1):
             try:
-                rows.append(json.loads(line))
-                rows[-1]["images"] + 0  # a number
+                row = json.loads(line)
+                row["images"] + 0  # a number
+                rows.append(row)
             except (ValueError, TypeError, KeyError, RecursionError):
                 if number < len(lines):
                     raise CxrError(
@@ -256,14 +294,21 @@ def _is_place(progress: dict, batch: int) -> bool:
     return type(images) is int and 0 <= images < 10**12 and images % batch == 0
 
 
-def digests(data: Dataset) -> dict[str, Tensor]:
-    """What the state keeps of the data, [N] each: a digest of the pixels, the label, the split."""
-    pixels = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in data.images]
-    return {
-        "data.pixels": torch.tensor([int.from_bytes(d, "little", signed=True) for d in pixels]),
+def digests(data: Dataset, marks: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Tensor]:
+    """What the state keeps of the data, [N] each: a digest of the pixels, the label, the split, and
+    a digest of what is marked."""
+    kept = {
+        "data.pixels": _digest(data.images),
         "data.labels": torch.from_numpy(data.labels.astype("uint8")),
         "data.splits": torch.tensor([SPLITS.index(s) for s in data.splits], dtype=torch.uint8),
     }
+    return kept if marks is None else kept | {"data.marks": _digest(marks[0])}
+
+
+def _digest(pictures: np.ndarray) -> Tensor:
+    """A digest of each of N pictures, int64 [N]."""
+    found = (hashlib.blake2b(picture.tobytes(), digest_size=8).digest() for picture in pictures)
+    return torch.tensor([int.from_bytes(d, "little", signed=True) for d in found])
 
 
 def differences(before: dict[str, Tensor], now: dict[str, Tensor], data: Dataset) -> str:
@@ -276,7 +321,7 @@ def differences(before: dict[str, Tensor], now: dict[str, Tensor], data: Dataset
     if not torch.equal(old[a], new[b]):
         a = b = torch.arange(len(new))  # others lie in their places
     found = []
-    for name in now:
+    for name in now.keys() & before.keys():
         rows = (before[name][a] != now[name][b]).nonzero()[:, 0]
         if len(rows):
             first = Path(data.paths[b[rows].min()]).name
@@ -291,7 +336,8 @@ def loop(trainer, run: Run, title: str) -> None:
     """Step `trainer` to the end of its images; at every tick report, log and save.
 
     `trainer` has `config` (batch, images, tick), `progress` (images), `parts()`, `step()` that
-    returns its terms, `report()` that returns more of them, `summary(row)`, and `done()`.
+    returns its terms, `report()` that returns more of them, `summary(row)`, and `done()`, why it
+    ends early.
     Raises `Interrupted` after Ctrl-C, with the state saved, and CxrError at a loss that is not a
     number, with the last good state kept.
     """
@@ -299,43 +345,68 @@ def loop(trainer, run: Run, title: str) -> None:
     run.show(title)
     if world.first:
         console.say(f"page: {run.page}")
-    bars = console.progress(title, config.images, progress["images"], quiet=not world.first)
-    if not progress["images"]:
+    if progress["images"]:
+        _catch_up(trainer, run, title)
+    else:
         run.save(trainer.parts(), progress)
-    with interruptible() as caught, bars as bar:
+    bars = console.progress(title, config.images, progress["images"], quiet=not world.first)
+    with stopping("step") as caught, bars as bar:
         terms, began, start = [], time.perf_counter(), progress["images"]
-        while progress["images"] < config.images and not trainer.done():
+        saved = began
+        while not _over(trainer):
             before = progress["images"]
             terms.append(trainer.step())
             bar.advance(config.batch)
             finished = progress["images"] >= config.images
-            stop = world.any(bool(caught)) and not finished
+            pause = world.any(bool(caught) or time.perf_counter() - saved > SAVE_EVERY)
+            stop = pause and not finished and world.any(bool(caught))
             ticked = progress["images"] // config.tick > before // config.tick
-            if not (ticked or stop or finished):
+            if not (ticked or pause or finished):
                 continue
             row = {"images": progress["images"], **_means(terms, world)}
-            _refuse_divergence(row, run, start)
+            _refuse_divergence(row, run)
             if ticked or finished:
                 speed = (progress["images"] - start) / (time.perf_counter() - began)
                 row |= {"images_per_second": speed, **trainer.report()}
-                _refuse_divergence(row, run, start)
+                _refuse_divergence(row, run)
                 run.log(row)
                 run.show(title)
                 bar.note(trainer.summary(row))
                 terms, began, start = [], time.perf_counter(), progress["images"]
             run.save(trainer.parts(), progress)
+            saved = time.perf_counter()
             if stop:
                 raise Interrupted(
                     f"stopped after {progress['images']} images, saved in {run.folder}: "
                     "go on with the same command and --resume"
                 )
+    if world.first and progress["images"] < config.images:
+        console.say(f"ended after {progress['images']:,} images: {trainer.done()}")
 
 
-def _refuse_divergence(row: dict[str, float], run: Run, start: int) -> None:
+def _over(trainer) -> bool:
+    return trainer.progress["images"] >= trainer.config.images or bool(trainer.done())
+
+
+def _catch_up(trainer, run: Run, title: str) -> None:
+    """Give a resumed run that has seen all of its images the report that it still lacks: it was
+    stopped before that, or its model file is gone."""
+    images, rows = trainer.progress["images"], run.rows()
+    logged = bool(rows) and rows[-1]["images"] == images
+    if not _over(trainer) or (logged and run.model.exists()):
+        return
+    row = {"images": images, **trainer.report()}
+    if not logged:
+        run.log(row)
+        run.show(title)
+    run.save(trainer.parts(), trainer.progress)
+
+
+def _refuse_divergence(row: dict[str, float], run: Run) -> None:
     if not all(math.isfinite(value) for value in row.values()):
         raise CxrError(
-            f"training diverged before {row['images']} images: the last good state, of {start} "
-            f"images, is kept in {run.folder}; begin again with another --seed and --out"
+            f"training diverged before {row['images']} images: the last good state, of "
+            f"{run.saved} images, is kept in {run.folder}; begin again with another --seed and --out"
         )
 
 
@@ -344,28 +415,3 @@ def _means(terms: list[dict[str, Tensor]], world: World) -> dict[str, float]:
     names = {name: None for step in terms for name in step}
     means = [torch.stack([s[name] for s in terms if name in s]).float().mean() for name in names]
     return dict(zip(names, world.mean(torch.stack(means)).tolist()))
-
-
-class Interrupted(CxrError):
-    """Ctrl-C, after the state was saved."""
-
-    status = 130
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Within it, Ctrl-C and SIGTERM only leave their number in the list that is yielded, so that
-    the step under way ends; a second Ctrl-C stops at once."""
-    caught: list[int] = []
-
-    def note(number, frame):
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import cxrgan
-from cxr import CxrError, UsageError
+from cxr import CxrError, UsageError, api, images
 
 QUICK = {"frames": 2, "restarts": 1, "refine": 0}
 
@@ -52,6 +52,54 @@ FORMS = {
 def test_every_form_of_an_image_is_the_same_image(grey, model_file, form):
     given, file = explain(FORMS[form](grey), model_file), explain(grey, model_file)
     assert (given.image - file.image).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "turned", "MINISWHITE", "RGBA", "LA"])
+def test_a_pil_image_is_read_as_its_file(kind, grey, tmp_path):
+    x = Image.fromarray(grey)
+    path, options = tmp_path / "x.png", {}
+    if kind == "CMYK":
+        path, x = tmp_path / "x.jpeg", x.convert("RGB").convert("CMYK")
+    elif kind == "turned":
+        exif = Image.Exif()
+        exif[274] = 6
+        options["exif"] = exif
+    elif kind == "MINISWHITE":
+        path, options["tiffinfo"] = tmp_path / "x.tiff", {262: 0}
+        x = Image.fromarray(grey.astype(np.uint16) * 8)
+    else:
+        alpha = Image.fromarray(np.uint8(255 * (np.arange(40) > 20))[None].repeat(40, 0))
+        x = Image.merge(kind, [x] * (3 if kind == "RGBA" else 1) + [alpha])
+    x.save(path, **options)
+    with Image.open(path) as opened:
+        given = api._picture(opened)
+        assert opened.getexif().get(274) == (6 if kind == "turned" else None)  # left as it was
+    read = images.read(path)
+    assert np.abs(given / 255 - read).max() < 0.01
+    plain = np.abs(grey / 255 - read).max() if kind != "turned" else 1
+    assert plain > 0.5 or kind == "CMYK"
+
+
+def test_three_pictures_are_not_taken_for_one_in_colour(grey, model_file):
+    three = np.stack([grey, grey[::-1], grey])
+    with pytest.raises(UsageError, match="three pictures, or one in colour"):
+        explain(three, model_file)
+    assert len(explain([*three], model_file)) == 3
+    assert len(explain(torch.from_numpy(three)[:, None], model_file)) == 3
+    assert explain(np.moveaxis(three, 0, -1), model_file).image.shape[0] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_what_a_file_takes_can_be_said_from_python(grey, model_file, tmp_path):
+    net = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 2)
+    )
+    torch.jit.trace(net, torch.zeros(1, 1, 32, 32)).save(str(tmp_path / "net.pt"))
+    options = {"classifier": str(tmp_path / "net.pt"), "target": "1"}
+    for image in (grey, [grey, grey]):
+        with pytest.raises(UsageError, match="does not say what it takes"):
+            explain(image, model_file, **options)
+        assert explain(image, model_file, **options, classifier_input="32,1,-1,1")
 
 
 def test_deep_pixels_get_the_contrast_of_a_file(grey, model_file, tmp_path):

@@ -305,7 +305,7 @@ def test_sample_draws_a_row_for_each_pair_of_lungs(model_file, tmp_path):
 def test_phantoms_are_made_and_the_training_command_named(tmp_path):
     result = succeed("phantoms", tmp_path / "out", "--images", 4, "--size", 32, "--shortcut", 0.9)
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 4
-    assert f"next:  cxrgan train-cnn {tmp_path}/out/images --size 32" in result.stderr
+    assert f"next:  cxrgan train-cnn {tmp_path}/out/images --preset cxr32" in result.stderr
 
 
 def test_info_shows_machine_and_model(model_file):

@@ -1,3 +1,5 @@
+import pytest
+
 from cxr import CxrError, UsageError, console, options
 
 
@@ -25,6 +27,17 @@ def test_control_characters_are_shown_as_their_escapes(capsys):
     console.table(NASTY, ("x", NASTY), [(NASTY, 1)])
     shown = capsys.readouterr().out
     assert shown.replace("\n", "").isprintable()
+
+
+def test_a_lack_of_memory_is_said(capsys):
+    for error in (
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"),
+    ):
+        assert options.complain(error) == 1
+        assert "out of memory: take a smaller --batch" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="a bug"):
+        options.complain(RuntimeError("a bug"))
 
 
 def test_an_error_is_one_line_without_control_characters(capsys):

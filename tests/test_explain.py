@@ -19,7 +19,9 @@ from cxr import (
     film,
     inversion,
     losses,
+    report,
 )
+from cxr.cnn.adapter import adapt
 from cxr.cnn.fingerprint import fingerprint
 
 QUICK = {"frames": 5, "restarts": 2, "refine": 3, "device": "cpu"}
@@ -36,6 +38,18 @@ class Brightness(torch.nn.Module):
 
     def forward(self, x):
         return self.gain * (self.conv(x).mean((1, 2, 3)) - self.threshold)
+
+
+class Two(torch.nn.Module):
+    """The logits of two classes, from one for the second, or turned round."""
+
+    def __init__(self, one, sign):
+        super().__init__()
+        self.one, self.sign = one, sign
+
+    def forward(self, x):
+        z = self.sign * self.one(x)
+        return torch.stack([-z / 2, z / 2], 1)
 
 
 class Scale(torch.nn.Module):
@@ -77,6 +91,21 @@ def test_how_many_at_once_is_bounded_by_the_classifiers_memory(bright, monkeypat
     assert explain.at_once(bright) == 2
     monkeypatch.setattr(explain.cost, "at_once", lambda network, x: 1)
     assert explain.at_once(bright) == 1
+
+
+def test_an_answer_is_called_as_its_own_cnn_calls_it(bright, tmp_path):
+    """Not as the GAN's, whose classes may be others; and a CNN that falls along the path is said."""
+    x = np.random.default_rng(0).normal(150, 20, (32, 32)).clip(0, 255).astype(np.uint8)
+    for sign, named in ((1, ("Healthy", "Edema")), (-1, ("Edema", "Healthy"))):
+        net = Two(bright.classifier, sign)
+        found = explain.explain(x, bright, classifier=adapt(net, None, 1, output="logits", target=1,
+            value_range=(-1, 1), classes=named), **QUICK)  # fmt: skip
+        assert found.classes == named
+        html = report.page(found)
+        assert f"probability of {named[1]}" in html and "SICK" not in html
+        rise = found.numbers["logit"][-1] - found.numbers["logit"][0]
+        falls = any("is --target the healthy class?" in line for line in found.warnings)
+        assert falls == (rise < -1)
 
 
 @pytest.fixture(params=["diseased", "healthy"])
@@ -352,7 +381,7 @@ def test_within_the_lungs_the_overlay_changes_nothing_else(bright, image, monkey
     e = explain.explain(image, bright, refine=1, within="lungs")
     beyond = explain.lungs.around(marked)[0, 0] == 0
     assert beyond.any() and torch.equal(e.counterfactual()[beyond], e.image[0, 0][beyond])
-    assert e.numbers["within"] == "lungs"
+    assert e.numbers["options"]["within"] == "lungs"
     free = explain.explain(image, bright, refine=1)
     outside, bounded = (n.numbers["counterfactual"]["outside_lung_overlaid"] for n in (free, e))
     assert bounded < outside

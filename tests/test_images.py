@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageFile
 
 from cxr import CxrError, UsageError, film, images
@@ -156,7 +157,7 @@ def test_a_deep_image_of_a_few_lit_pixels_keeps_them(tmp_path):
     np.testing.assert_array_equal(images.read(path), deep / np.float32(700))
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_exif_orientation_is_applied(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     exif = Image.Exif()
@@ -613,3 +614,16 @@ def test_loading_by_bands_equals_reading_the_whole(tmp_path, mode, fit):
     Image.fromarray(pixels).save(path)
     expected = images.square(images.read(path), 64, fit)
     np.testing.assert_array_equal(images.load(path, 64, fit), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_tiffs_are_turned_upright_as_shallow_ones(orientation, tmp_path):
+    grey = np.arange(40 * 24, dtype=np.uint16).reshape(40, 24)
+    tag = [(274, "H", 1, orientation, True)]
+    colour = np.stack([grey * 60] * 3, -1)
+    tifffile.imwrite(tmp_path / "deep.tif", colour, photometric="rgb", extratags=tag)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.uint8(grey // 4)).save(tmp_path / "x.tif", exif=exif)
+    deep, x = images.read(tmp_path / "deep.tif"), images.read(tmp_path / "x.tif")
+    assert deep.shape == x.shape and np.corrcoef(deep.ravel(), x.ravel())[0, 1] > 0.99

@@ -1,12 +1,14 @@
 """The page of an explanation: what is in it, and in a browser, what it does."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
 import shutil
 
 import pytest
+import torch
 
 from cxr import canvas, explain, film, report
 
@@ -15,15 +17,21 @@ NAME = EVIL.rpartition("/")[2]
 
 
 @pytest.fixture(scope="module")
-def page(model_file, xrays, tmp_path_factory):
-    """The page of an image with a name that would be code where it were not kept as text."""
+def explained(model_file, xrays):
+    """An image with a name that would be code where it were not kept as text."""
     image = next((xrays / "SICK").iterdir())
     options = {"frames": 5, "restarts": 2, "refine": 1, "device": "cpu"}
     found = explain.explain(image, str(model_file), **options)
     found.numbers["image"] = EVIL
     found.numbers["warnings"].append(EVIL)
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(explained, tmp_path_factory):
+    """Its page."""
     folder = tmp_path_factory.mktemp("page") / "explanation"
-    found.write(folder)
+    explained.write(folder)
     return folder / "index.html"
 
 
@@ -133,8 +141,10 @@ def test_keys_and_slider_walk_the_dose(browser):
     assert shown(browser, "amount") == "0.00" and pixels(browser, "overlaid") == before
 
 
-def test_the_curve_says_where_this_image_was_found(browser, page):
-    found = json.loads((page.parent / "explanation.json").read_text())["found_dose"]
+def test_the_curve_says_where_this_image_stands(browser, page):
+    """A healthy one is at 0, whatever the encoder found in it: there the path is the original."""
+    numbers = json.loads((page.parent / "explanation.json").read_text())
+    found = numbers["found_dose"] if numbers["original"]["logit"] > 0 else 0
     mark = browser.find_element("css selector", "#curve .found")
     assert float(mark.get_attribute("x1")) == pytest.approx(40 + min(found, 1) * 585)
     assert shown(browser, "found") == f"{found:.2f}"
@@ -183,11 +193,11 @@ def test_the_table_of_all_sorts_filters_and_is_walked_by_keys(visit, many):
         shown(browser, "count") == "30 of 30; 1 more cannot be read"
         and NAME in column(browser, 1)[0]
     )
-    browser.find_element("css selector", "th:nth-child(4) button").click()
-    doses = [float(text) for text in column(browser, 4)]
+    browser.find_element("css selector", "th:nth-child(5) button").click()
+    doses = [float(text) for text in column(browser, 5)]
     assert doses == sorted(doses) and doses[0] < doses[-1]
-    browser.find_element("css selector", "th:nth-child(4) button").click()
-    assert [float(text) for text in column(browser, 4)] == doses[::-1]
+    browser.find_element("css selector", "th:nth-child(5) button").click()
+    assert [float(text) for text in column(browser, 5)] == doses[::-1]
     browser.find_element("tag name", "body").send_keys("\ue015\ue015")  # down, twice
     assert browser.switch_to.active_element.text.endswith(NAME)
     browser.find_element("id", "odd").click()
@@ -244,3 +254,26 @@ def test_words_and_curves_stand_out_in_film_panel_and_sheet():
     assert contrast((255, 255, 255), canvas.ALARM) >= 4.5
     banner = re.search(r"#banner \{ background: #(\w+);", (report.PAGES / "style.css").read_text())
     assert contrast((255, 255, 255), bytes.fromhex("".join(c * 2 for c in banner[1]))) >= 4.5
+
+
+def test_images_called_alike_are_told_apart_with_what_explained_them(page, tmp_path):
+    numbers = json.loads((page.parent / "explanation.json").read_text())
+    for n, (image, model) in enumerate((("a/x.png", "pneumonia"), ("b/x.png", "covid"))):
+        (tmp_path / str(n)).mkdir()
+        told = {**numbers, "image": image, "model": f"weights/{model}-128.safetensors"}
+        (tmp_path / str(n) / "explanation.json").write_text(json.dumps(told))
+    data = re.search(r'type="application/json">(.*?)</script>', report.index(tmp_path))[1]
+    rows = json.loads(data)["rows"]
+    assert [row["name"] for row in rows] == ["a/x.png", "b/x.png"]
+    assert [row["made"] for row in rows] == ["pneumonia-128", "covid-128"]
+    assert {row["disease"] for row in rows} == {numbers["classes"][1]}
+    alone = {**numbers, "classifier": "own.py:net"}
+    assert report.made(alone).endswith(", own.py:net")
+
+
+def test_an_empty_map_says_so(explained):
+    maps = {name: torch.zeros_like(value) for name, value in explained.maps.items()}
+    empty = dataclasses.replace(explained, maps=maps)
+    assert {m["high"] for m in report.facts(empty)["maps"]} == {"empty: no place speaks for it"}
+    titles = [tile[0] for tile in empty.sheet().small]
+    assert sum("empty" in title for title in titles) == len(maps) - 1

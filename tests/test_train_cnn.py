@@ -95,7 +95,7 @@ def test_marks_move_with_their_images_and_unknown_ones_count_for_nothing(squares
     trainer.locator = train_cnn.Locator(trainer.network)
     trainer.network(torch.randn(2, 1, 32, 32))
     loss = trainer.locator.loss(torch.ones(2, 1, 32, 32), torch.tensor([1.0, 0.0]))
-    torch.testing.assert_close(loss, torch.tensor(np.log(2) / 2, dtype=torch.float32))
+    torch.testing.assert_close(loss, torch.tensor(np.log(2), dtype=torch.float32))
 
 
 def test_masks_and_boxes_at_once_are_refused(squares):
@@ -143,7 +143,7 @@ def test_the_rate_warms_up_and_falls_to_nothing():
     assert train_cnn.schedule(1.0) == pytest.approx(0, abs=1e-9)
 
 
-def test_training_stops_when_validation_no_longer_improves(squares, tmp_path, monkeypatch):
+def test_training_stops_when_validation_no_longer_improves(squares, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_cnn.metrics, "auroc", lambda scores, labels: 0.5)
     numbers = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 30}
     monkeypatch.setattr(train_cnn.metrics, "bootstrap", lambda *a, **k: numbers)
@@ -160,6 +160,8 @@ def test_training_stops_when_validation_no_longer_improves(squares, tmp_path, mo
     )
     train_cnn.train(train_cnn.Config(str(squares), images=960, **options), tmp_path / "run")
     assert len(steps) == 4  # two ticks of two steps
+    said = " ".join(capsys.readouterr().err.split())
+    assert "ended after 64 images: no better AUROC on validation for the last 64" in said
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from cxr import CxrError, UsageError, checkpoints, device, files, train_cnn, train_gan, training
+from cxr import (
+    CxrError,
+    Interrupted,
+    UsageError,
+    checkpoints,
+    device,
+    files,
+    options,
+    train_cnn,
+    train_gan,
+    training,
+)
 
 ROOT = Path(__file__).parent.parent
 QUICK = {
@@ -78,7 +89,8 @@ module.train(module.{config!r}, {str(tmp_path / "killed")!r})
 def test_another_seed_is_another_run(job, tmp_path):
     """The comparison above can fail."""
     module, config = job
-    other = type(config)(**{**config.__dict__, "seed": 1})
+    config = replace(config, images=32)
+    other = replace(config, seed=1)
     module.train(config, tmp_path / "a")
     module.train(other, tmp_path / "b")
     assert not same(state(tmp_path / "a"), state(tmp_path / "b"))
@@ -95,14 +107,38 @@ def test_ctrl_c_saves_and_says_how_to_go_on(job, tmp_path, monkeypatch):
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(module.Trainer, "step", interrupted)
-    with pytest.raises(training.Interrupted, match="stopped after 64 images.*--resume"):
+    with pytest.raises(Interrupted, match="stopped after 64 images.*--resume"):
         module.train(config, tmp_path / "run")
     assert state(tmp_path / "run")[1]["images"] == 64
     monkeypatch.setattr(module.Trainer, "step", step)
+    with pytest.raises(UsageError, match="--images 32: .*run has seen 64 already"):
+        module.train(replace(config, images=32), tmp_path / "run", resume=True)
     module.train(config, tmp_path / "run", resume=True)
     module.train(config, tmp_path / "straight")
     assert same(state(tmp_path / "straight"), state(tmp_path / "run"))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_stopped_before_its_first_report_gets_it_when_it_is_over(job, tmp_path, monkeypatch):
+    module, config = job
+    step, config = module.Trainer.step, replace(config, tick=96)
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    monkeypatch.setattr(module.Trainer, "step", interrupted)
+    with pytest.raises(Interrupted, match="stopped after 16 images"):
+        module.train(config, tmp_path / "run")
+    module.train(replace(config, images=16), tmp_path / "run", resume=True)
+    written, _ = checkpoints.load(tmp_path / "run" / "model.safetensors")
+    kept, _ = state(tmp_path / "run")
+    name, average = ("classifier", "ema") if module is train_cnn else ("encoder", "E_ema")
+    weights = {key: value for key, value in written.items() if key.startswith(name)}
+    weights.pop("classifier.temperature", None)
+    assert all(torch.equal(weights[key], kept[key.replace(name, average)]) for key in weights)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert [row["images"] for row in rows] == [16]
 
 
 def test_divergence_stops_with_the_last_good_state_kept(job, tmp_path, monkeypatch):
@@ -169,6 +205,8 @@ def test_processes_share_each_block_without_gap_or_overlap(blocks):
 class Options:
     data: str
     batch: int = 4
+    images: int = 100
+    boxes: str | None = None
 
 
 DATA = SimpleNamespace(
@@ -319,6 +357,70 @@ def test_a_state_of_before_the_digests_goes_on_with_a_warning(folder, capsys):
     checkpoints.save(path, old, {"images": told["images"]})
     assert read_state(folder) == 1
     assert "of an older cxrgan" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_where_its_files_lie_elsewhere_but_not_with_other_marks(folder, tmp_path):
+    marks = np.zeros((6, 2, 2), np.uint8), np.full(6, True)
+    mine, part = tmp_path / "mine", torch.nn.Linear(1, 1)
+
+    def run(boxes, resume=True, marks=marks):
+        world = SimpleNamespace(first=True, any=bool)
+        return training.Run(mine, Options("x", boxes=boxes), DATA, resume, world, marks)
+
+    with run("data/b.csv", False) as begun:
+        begun.save({"part": part}, {"images": 0})
+    with run(str(tmp_path / "b.csv")) as there:
+        there.restore({"part": part}, {"images": 0})
+    with pytest.raises(UsageError, match="begun with boxes = .*b.csv, not c.csv"), run("c.csv"):
+        pass
+    with pytest.raises(UsageError, match="begun with boxes = .*b.csv, not None"), run(None):
+        pass
+    other = marks[0].copy()
+    other[3, 1, 1] = 255
+    said = pytest.raises(UsageError, match="marks of 1 images differ .the first: d.png")
+    with run("b.csv", marks=(other, marks[1])) as changed, said:
+        changed.restore({"part": part}, {"images": 0})
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "index.html", "samples"])
+def test_files_of_ones_own_are_not_written_over(tmp_path, name):
+    (tmp_path / name).mkdir() if name == "samples" else (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match=f"holds {name}, which is of no run"):
+        run_of(tmp_path, False).__enter__()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "run.lock"] == [name]
+
+
+def test_a_failed_save_keeps_the_last_two_states(folder, monkeypatch):
+    before = contents(folder)
+    part = torch.nn.Linear(1, 1)
+    with run_of(folder, True) as run:
+        run.restore({"part": part}, {"images": 0})
+        monkeypatch.setattr(checkpoints, "save_file", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.save({"part": part}, {"images": 8})
+    assert contents(folder) == before
+
+
+def test_a_state_is_saved_every_few_minutes_between_ticks(job, tmp_path, monkeypatch):
+    module, config = job
+    monkeypatch.setattr(training, "SAVE_EVERY", 0)
+    saved = []
+    save = training.Run.save
+    monkeypatch.setattr(
+        training.Run, "save", lambda self, *a: saved.append(a[1]["images"]) or save(self, *a)
+    )
+    module.train(replace(config, images=32), tmp_path / "run")
+    assert saved == [0, 16, 32]
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_what_is_kept(capfd):
+    said = pytest.raises(Interrupted, match="stopped at once.*is kept")
+    with said, options.stopping("step") as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+    assert "stopping after this step; once more stops at once" in capfd.readouterr().err
 
 
 def test_a_second_run_in_the_folder_is_told_who_holds_it(folder):

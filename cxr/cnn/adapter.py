@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxr import CxrError, UsageError
+from cxr.data.listing import joined
 from cxr.layers import against_rest
 
 IMAGENET = {
@@ -196,6 +197,17 @@ class Answer(nn.Module):
                 f"the CNN answers {found:.3g}, which is no probability: say output='logit' or 'logits'"
             )
         return log_odds(y[:, chosen])
+
+    @property
+    def told(self) -> tuple[str, str] | None:
+        """What a logit below and above 0 speaks for, where the CNN names its answers."""
+        names, place = self.classes, self.target
+        place = 0 if place is None and len(names) == 1 else place
+        if place is None or place >= len(names) or not names[place]:
+            return None
+        name = names[place]
+        softmax = self.output in ("logits", "probabilities")
+        return joined({*names} - {name}, f"no {name}") if softmax else f"no {name}", name
 
     def column(self, y: Tensor) -> int:
         """Which column of `y` [N, K] is the target's; raises CxrError where none can be."""

@@ -236,6 +236,11 @@ class Own(nn.Module):
         self.shown: set[str] = set()  # lines that it has printed: each is shown once
         self.limits: dict[tuple, int] = {}  # images at once, by size
 
+    @property
+    def told(self) -> tuple[str, str] | None:
+        """What it tells apart, as `Answer.told`."""
+        return self.network.answer.told if isinstance(self.network, Adapted) else None
+
     def forward(self, x: Tensor) -> Tensor:
         with guard(self.file, self.spec, self.shown):
             x = x.clamp(-1, 1)

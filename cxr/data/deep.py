@@ -15,6 +15,15 @@ from cxr import CxrError
 
 logging.getLogger("tifffile").disabled = True  # what is damaged is refused in our own words
 LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R 601
+UPRIGHT = {  # what is done to [H, W] of each orientation (TIFF 6.0, tag 274)
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).T,
+    8: np.rot90,
+}
 ADAM7 = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -109,4 +118,11 @@ def read_tiff(path: Path) -> np.ndarray:
         colours = pixels[..., : 3 if page.samplesperpixel > 2 else 1].astype(np.float32)
         pixels = (colours @ LUMA if colours.shape[-1] == 3 else colours[..., 0]) * alpha
     pixels = pixels.astype(np.float32) if pixels.dtype.itemsize != 1 else pixels.astype(np.int16)
+    pixels = upright(pixels, getattr(page.tags.get(274), "value", 1))
     return pixels.max() - pixels if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else pixels
+
+
+def upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
+    """Pixels [H, W] of a file with this orientation, as they are to be seen."""
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return np.ascontiguousarray(turn(pixels)) if turn else pixels

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -22,6 +22,7 @@ MAGIC = (
     *(b"GIF87a", b"GIF89a"),
     *(b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
 )
+EXPLAINED = {"explanation.json", "panel.png", "thumbnail.png"}  # a folder of an explanation
 MASKS = re.compile(r"(?:.*[ _-])?masks?", re.IGNORECASE)  # a folder of masks beside `images`
 
 
@@ -57,7 +58,11 @@ def scan(folder: str | Path) -> Scan:
                 raise CxrError(f"{folder}: cannot be listed: {error.strerror}") from None
             found.left_out["folders that cannot be listed"] += 1
             continue
-        images = any(entry.name.lower() == "images" for entry in entries)
+        named = {entry.name.lower() for entry in entries}
+        if EXPLAINED <= named and current != Path(folder):
+            found.left_out["explanations that cxrgan wrote"] += 1
+            continue
+        images = "images" in named
         for entry in entries:
             kind = _kind(entry, images)
             if kind == "folder" and entry.is_symlink():
@@ -118,14 +123,28 @@ def is_dicom_head(head: bytes) -> bool:
     return head[128:] == b"DICM" or bare
 
 
-def names_apart(paths: Sequence[Path]) -> list[str]:
+def file_name(path: str | Path) -> str:
+    """A file's name without its folders, which may be Windows'."""
+    return str(path).replace("\\", "/").rpartition("/")[2]
+
+
+def stem(path: str | Path) -> str:
+    """A file's name without its folders and without the suffix of an image: `7.1` of `a/7.1.png` and
+    of `7.1`."""
+    name = file_name(path)
+    suffix = Path(name).suffix
+    return name.removesuffix(suffix) if suffix[1:].isalpha() or suffix.lower() in SUFFIXES else name
+
+
+def names_apart(paths: Sequence[Path], free: Callable[[str, Path], bool]) -> list[str]:
     """A folder's name for each image: its stem, with its own folder's name or a number where
-    another image has that name already. It is never hidden, and never leaves its folder."""
+    another image has that name already or it is not `free` for this one. It is never hidden, and
+    never leaves its folder."""
     names, taken = [], {"index.html"}  # as a file system that ignores case sees them
     for path in paths:
-        stem, parent = (_folder_name(s) for s in (path.stem, path.absolute().parent.name))
-        tries = chain((stem, f"{parent}_{stem}"), (f"{stem}_{n}" for n in count(2)))
-        name = next(name for name in tries if name.casefold() not in taken)
+        own, parent = (_folder_name(s) for s in (stem(path), path.absolute().parent.name))
+        tries = chain((own, f"{parent}_{own}"), (f"{own}_{n}" for n in count(2)))
+        name = next(name for name in tries if name.casefold() not in taken and free(name, path))
         taken.add(name.casefold())
         names.append(name)
     return names

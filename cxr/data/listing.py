@@ -234,7 +234,7 @@ def _two_classes(data: Path, rows: Sequence[Row], counts: Counter[str]) -> tuple
         )
     if both := next((row.name for row in rows if len(row.findings or ()) > 1), None):
         raise CxrError(f"{data}: {both} is of both classes, {' and '.join(sorted(counts))}")
-    healthy = [name for name in counts if _sounds_healthy(name)]
+    healthy = [name for name in counts if sounds_healthy(name)]
     if len(healthy) != 1:
         raise UsageError(f"{data}: which class is healthy? Say --negative CLASS; {_have(counts)}")
     return healthy[0], next(name for name in counts if name != healthy[0])
@@ -256,13 +256,14 @@ def _each_class(
         raise CxrError(
             f"{data}: {both.name} is of {shows}; --classes many needs one for each image"
         )
-    names = sorted(counts, key=lambda name: (not _sounds_healthy(name), name))
+    names = sorted(counts, key=lambda name: (not sounds_healthy(name), name))
     labels = [None if row.findings is None else names.index(*row.findings) for row in rows]
     _report_left_out(data, rows, labels)
     return tuple(names), labels
 
 
-def _sounds_healthy(name: str) -> bool:
+def sounds_healthy(name: str) -> bool:
+    """Whether a class of this name is of healthy images."""
     return re.sub(r"[\W_]", "", name).lower() in NEGATIVE_NAMES
 
 

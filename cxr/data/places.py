@@ -8,7 +8,8 @@ import numpy as np
 
 from cxr import CxrError, UsageError, console, images
 from cxr.data import spreadsheet
-from cxr.data.folders import SUFFIXES
+from cxr.data.folders import file_name, stem
+from cxr.data.listing import sounds_healthy
 from cxr.datasets import Dataset
 
 Places = dict[str, Path | list[tuple[float, ...]]]  # mask files or boxes, by the image's stem
@@ -70,6 +71,8 @@ def marked(places: Places, data: Dataset, size: int, fit: str) -> tuple[np.ndarr
             covers[row] = 0 if cover is None else cover
             bar.advance()
     seen, healthy = covers.any((1, 2)), data.labels == 0
+    if len(data.classes) > 2 and not sounds_healthy(data.classes[0]):
+        healthy[:] = False  # each class is a disease
     known = seen | healthy
     if not seen[~healthy].any():
         raise UsageError(
@@ -84,18 +87,6 @@ def marked(places: Places, data: Dataset, size: int, fit: str) -> tuple[np.ndarr
     if odd := (seen & healthy).sum():
         console.warn(f"{odd:,} of the marked images are healthy: what is marked counts as disease")
     return covers, known
-
-
-def stem(name: str | Path) -> str:
-    """A file's name without its folders and without the suffix of an image: `7.1` of `a/7.1.png` and
-    of `7.1`."""
-    base = _base(name)
-    suffix = Path(base).suffix
-    return base.removesuffix(suffix) if suffix[1:].isalpha() or suffix.lower() in SUFFIXES else base
-
-
-def _base(name: str | Path) -> str:
-    return str(name).replace("\\", "/").rpartition("/")[2]
 
 
 def mask_files(folder: str | Path | None, option: str, data: Dataset) -> dict[str, Path]:
@@ -153,8 +144,8 @@ def boxes_of(table: str | Path, data: Dataset) -> Places:
             box = _box(numbers)
         except ValueError as error:
             raise CxrError(f"--boxes {table}, line {number}: {error}") from None
-        base = _base(line[named])
-        places.setdefault(base if base in stems else stem(base), []).append(box)
+        name = file_name(line[named])
+        places.setdefault(name if name in stems else stem(name), []).append(box)
     if not _stems(places, data, f"--boxes {table}"):
         raise UsageError(f"--boxes {table}: no name there is that of an image of {data.name}")
     return places

@@ -11,7 +11,7 @@ import numpy as np
 
 from cxr import UsageError
 from cxr.classifier import classifier_metrics, predict
-from cxr.datasets import Dataset
+from cxr.datasets import Dataset, trained_on
 from cxr.evaluation import page, plots, realism, registry, tables
 from cxr.evaluation.cases import Judge
 from cxr.evaluation.inputs import Inputs, Options, open_inputs
@@ -172,9 +172,9 @@ def _material(inputs: Inputs, split: str, measured: Measured) -> plots.Material:
 def _about(inputs: Inputs, split: str, options: Options) -> dict:
     model, data = inputs.model, inputs.data
     rows = data.rows(split)
-    trained_on = model.info["provenance"].get("data") == data.name
-    notes = [SEEN[split]] if trained_on and split in SEEN else []
-    if trained_on and split != "all" and model.info.get("split", data.rule) != data.rule:
+    known = trained_on(model.info, data)
+    notes = [SEEN[split]] if known != "no" and split in SEEN else []
+    if known == "resplit" and split != "all":
         notes.append(RESPLIT)
     return {
         "model": str(model.path),

@@ -128,12 +128,11 @@ def correlation_difference(image: np.ndarray, moved: np.ndarray) -> float:
     """How differently findings move with the explained one than they go with it in the images: over
     the findings, the mean absolute difference of the two correlations. image, moved: [n, 1 + K].
     A finding that does not vary has none, and is left out; NaN without any."""
-    pairs = [
-        [metrics.pearson(columns[:, 0], column) for column in columns.T[1:]]
-        for columns in (image, moved)
-    ]
-    gaps = np.abs(np.subtract(*pairs))
-    return float(gaps[np.isfinite(gaps)].mean()) if np.isfinite(gaps).any() else float("nan")
+    varied = np.ptp(image, 0).astype(bool) & np.ptp(moved, 0).astype(bool)
+    if not varied[0] or varied.sum() < 2:
+        return float("nan")
+    image, moved = (np.corrcoef(columns[:, varied].T)[0, 1:] for columns in (image, moved))
+    return float(np.abs(image - moved).mean())
 
 
 def reflected(figure: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from cxr import console
+from cxr import Interrupted, console
 from cxr.evaluation import heatmaps
 from cxr.evaluation.cases import GROUP, Judge
 from cxr.evaluation.findings import changes
@@ -18,7 +18,7 @@ from cxr.evaluation.intervals import Figures, intervals, last_stage
 from cxr.evaluation.journal import Journal
 from cxr.evaluation.realism import counterfactual_distances, random_lungs
 from cxr.explanation import Explanation
-from cxr.training import Interrupted, interruptible
+from cxr.options import stopping
 
 TUNED = 32  # most validation images for the threshold of a map
 REPEATED = 8  # most images that are explained five more times
@@ -45,7 +45,7 @@ def measure(
 
     After Ctrl-C, the numbers are those of the images so far. Raises Interrupted if there are none.
     """
-    with interruptible() as caught:
+    with stopping("group of images") as caught:
         if split in ("test", "train"):  # thresholds tuned on what is measured would flatter it
             judge.thresholds = tuned_thresholds(judge, journal, caught)
         cases, explanations = explained(judge, rows, journal, caught)

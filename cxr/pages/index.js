@@ -1,8 +1,9 @@
-const columns = [["image", "name"], ["before", "before"], ["after", "after"], ["amount of disease", "dose"], ["SSIM", "ssim"], ["spread", "spread"], ["believe it", "believe"], ["warnings", "warnings"]];
+const columns = [["image", "name"], ["of", "disease"], ["before", "before"], ["after", "after"], ["amount of disease", "dose"], ["SSIM", "ssim"], ["spread", "spread"], ["believe it", "believe"], ["model", "made"], ["warnings", "warnings"]];
 
 function cell(row, key) {
   if (key === "warnings") return make("td", row.warnings.join("; "));
   if (key === "believe") return make("td", row.believe ? "yes" : "no", { class: row.believe ? "" : "no" });
+  if (key === "disease" || key === "made") return make("td", row[key]);
   if (key !== "name") return make("td", row[key] === null ? "" : row[key].toFixed(2));
   const td = make("td"), folder = encodeURIComponent(row.folder);
   const link = make("a", undefined, { href: folder + "/index.html" });
@@ -11,7 +12,7 @@ function cell(row, key) {
   return td;
 }
 
-for (const row of data.rows) { row.words = row.name + " " + row.warnings.join(" "); row.odd = row.warnings.length > 0; }
+for (const row of data.rows) { row.words = [row.path, row.disease, row.made].join(" ") + " " + row.warnings.join(" "); row.odd = row.warnings.length > 0; }
 sortable(columns, data.rows, cell, data.unreadable ? "; " + data.unreadable + " more cannot be read" : "");
 document.addEventListener("keydown", (event) => {
   if (!["ArrowDown", "ArrowUp"].includes(event.key) || event.target.tagName === "INPUT") return;

@@ -21,7 +21,7 @@ function curve() {
   }
   plot.append(svg("text", { x: 46, y: 27 }, "probability of " + data.disease));
   const [found] = place(Math.min(data.found, 1), 0);
-  plot.append(svg("line", { class: "found", x1: found, x2: found, y1: 15, y2: 195 }), svg("text", data.found < 0.3 ? { x: found + 5, y: 165 } : { x: found - 5, y: 188, "text-anchor": "end" }, "this image"));
+  plot.append(svg("line", { class: "found", x1: found, x2: found, y1: 15, y2: 195 }), svg("text", data.found < 0.3 ? { x: found + 5, y: 45 } : { x: found - 5, y: 188, "text-anchor": "end" }, "this image"));
   plot.append(svg("text", { x: 40, y: 215 }, "healthy (0)"), svg("text", { x: 625, y: 215, "text-anchor": "end" }, "diseased (1)"));
   for (const [name, values] of [["b", data.drawn_p], ["a ink", data.overlaid_p]])
     plot.append(svg("polyline", { class: name, points: values.map((p, i) => place(data.doses[i], p).join(",")).join(" ") }));
@@ -77,7 +77,7 @@ function heat(strips) {
 }
 
 async function begin() {
-  text("sentence", data.sentence); text("file", data.file);
+  text("sentence", data.sentence); text("file", data.file); text("made", (data.file ? ", explained with " : "Explained with ") + data.made);
   if (data.banner) { text("banner", data.banner); by("banner").hidden = false; }
   warn(data.warnings);
   by("numbers").append(...data.numbers.map((cells) => line(cells)));

@@ -157,6 +157,22 @@ def test_the_target_of_an_adapted_cnn_is_named_on_the_command_line(cnns):
         checkpoints.load_classifier(spec, 32, classifier_input="imagenet")
 
 
+@pytest.mark.parametrize(
+    "spec, target, told",
+    [
+        ("many", "COVID", ("NORMAL+PNEUMONIA", "COVID")),
+        ("many", "2", ("NORMAL+PNEUMONIA", "COVID")),
+        ("findings", "Mass", ("no Mass", "Mass")),
+        ("adapted", "B", ("A+C", "B")),
+        ("soft", "1", None),
+    ],
+)
+def test_a_cnn_tells_what_its_answer_speaks_for(cnns, spec, target, told):
+    takes = {"classifier_input": "48,3,0,255"} if spec == "many" else {}
+    loaded = checkpoints.load_classifier(f"{cnns}:{spec}", 32, target=target, **takes)
+    assert loaded.classifier.told == told
+
+
 @pytest.mark.parametrize("text", ["224", "224,3,0", "a,b,c,d", "224,3,0,1,2", ""])
 def test_an_input_that_cannot_be_read_says_how_it_is_written(text):
     with pytest.raises(UsageError, match="say SIZE,CHANNELS,LOW,HIGH, as 224,3,0,1, or imagenet"):

@@ -116,6 +116,18 @@ def test_small_marks_count_in_training(wide, data):
         places.marked({}, two, 32, "crop")
 
 
+def test_of_many_diseases_none_counts_as_healthy(wide, data):
+    three = dataclasses.replace(data, paths=(wide, "b.png", "c.png"), labels=np.array([0, 1, 2]))
+    three = dataclasses.replace(three, images=data.images[:3])
+    for first, known in (("BACTERIAL", [True, False, False]), ("NORMAL", [True, False, False])):
+        named = dataclasses.replace(three, classes=(first, "COVID", "VIRAL"))
+        place = {"x": [(0.5, 0.5, 0.1, 0.1)]}
+        if first == "NORMAL":
+            named = dataclasses.replace(named, labels=np.array([1, 0, 2]))
+            known = [True, True, False]
+        assert places.marked(place, named, 32, "crop")[1].tolist() == known
+
+
 HEADER = "name,x,y,width,height"
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr import CxrError, UsageError
+from cxr import CxrError, UsageError, datasets
 from cxr.datasets import open_dataset
 
 
@@ -228,6 +228,15 @@ def test_a_source_that_is_left_out_is_tested_with_all_of_its_patients(root, caps
     assert kept == [split for split, out in zip(plain.splits, left) if not out]
     assert "the 3 images of the 2 patients of source B are left out" in capsys.readouterr().err
     assert found.rule.endswith("; source=B: test")
+
+
+def test_what_a_model_left_out_is_left_out_of_its_data_and_said(root, capsys):
+    opened(root, with_sources())
+    info = {"leave_out": "source=B", "provenance": {"data": "t"}}
+    assert datasets.left_out(info, root / "t.csv") == {"leave_out": "source=B"}
+    assert "--leave-out source=B, as in the training of the model" in capsys.readouterr().err
+    assert datasets.left_out(info, root / "other.csv") == {}
+    assert opened(root, with_sources(), leave_out="").rule == datasets.SPLIT_RULE
 
 
 @pytest.mark.parametrize(

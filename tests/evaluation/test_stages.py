@@ -5,11 +5,10 @@ import signal
 import numpy as np
 import pytest
 
-from cxr import UsageError, datasets
+from cxr import Interrupted, UsageError, datasets
 from cxr.evaluation import evaluate, inputs, stages
 from cxr.evaluation.cases import Judge
 from cxr.evaluation.journal import NAME, Journal
-from cxr.training import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick")
 
