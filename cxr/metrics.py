@@ -4,7 +4,7 @@
 example because a class has no images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -129,16 +129,12 @@ def bootstrap(
     _, patient, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     if len(patient) == 0:
         return {"value": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    order = np.argsort(patient, kind="stable")  # the rows, sorted by patient
-    starts = np.cumsum(counts) - counts  # where each patient begins in `order`
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(samples):
-        drawn = rng.integers(len(counts), size=len(counts))
-        size = counts[drawn]
-        shift = np.repeat(starts[drawn] - (np.cumsum(size) - size), size)
-        rows = order[shift + np.arange(size.sum())]
-        values.append(statistic(*(array[rows] for array in arrays)))
+    drawn = np.random.default_rng(seed).integers(len(counts), size=(samples, len(counts)))
+    if statistic in (np.mean, share) and arrays[0].ndim == 1:  # sums of patients are enough
+        sums = np.bincount(patient, arrays[0])
+        values = sums[drawn].sum(1) / counts[drawn].sum(1)
+    else:
+        values = [statistic(*part) for part in _resamples(drawn, patient, counts, arrays)]
     values = np.array(values)[~np.isnan(values)]
     known = len(values) and len(counts) > 1  # one patient says nothing of others
     low, high = np.percentile(values, [2.5, 97.5]) if known else (np.nan, np.nan)
@@ -147,6 +143,20 @@ def bootstrap(
     if ends and (low == high or not known) and value in (0, 1):
         low, high = ends(value, patient, *arrays)
     return {"value": value, "low": float(low), "high": float(high), "n": len(patient)}
+
+
+def _resamples(
+    drawn: np.ndarray, patient: np.ndarray, counts: np.ndarray, arrays: Sequence[np.ndarray]
+) -> Iterator[list[np.ndarray]]:
+    """The arrays' rows of the patients in each row of `drawn`. patient: of each row of the arrays;
+    counts: how many rows each has."""
+    order = np.argsort(patient, kind="stable")  # the rows, sorted by patient
+    starts = np.cumsum(counts) - counts  # where each patient begins in `order`
+    for patients in drawn:
+        size = counts[patients]
+        shift = np.repeat(starts[patients] - (np.cumsum(size) - size), size)
+        rows = order[shift + np.arange(size.sum())]
+        yield [array[rows] for array in arrays]
 
 
 def rates(called: np.ndarray, labels: np.ndarray, patients: np.ndarray) -> dict[str, dict]:
@@ -199,7 +209,10 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Linear correlation (Pearson 1895) of a [N] and b [N]; NaN if a or b is constant."""
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else float("nan")
+    if not len(a) or (a == a[0]).all() or (b == b[0]).all():
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -32,6 +32,19 @@ def wrong_shape():
 """
 
 
+LONG = ("test_protocol.py", "test_cuda.py", "test_training.py", "test_train_gan.py")
+
+
+def pytest_configure(config):
+    """Of several processes each begins with a long file: xdist would keep those of few tests for
+    the end, when one of them works alone."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Decoded images go where the tests' files go."""

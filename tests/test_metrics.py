@@ -180,6 +180,15 @@ def test_bootstrap_interval_of_a_mean_has_the_width_of_its_standard_error(rng):
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 / 20, rel=0.1)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 7, 60, 61])
+def test_a_mean_has_the_resamples_of_any_statistic(rng, rows):
+    """Its shortcut by sums gives what the drawn rows themselves give."""
+    patients, values = rng.integers(0, rows, 60), rng.normal(size=60)
+    short = metrics.bootstrap(np.mean, patients, values)
+    long = metrics.bootstrap(lambda each: each.mean(), patients, values)
+    assert short == pytest.approx(long, nan_ok=True, abs=1e-12)
+
+
 def test_bootstrap_draws_patients_not_images(rng):
     values = np.repeat(rng.normal(0, 1, 40), 25)  # 25 equal images of each of 40 patients
     patients = [f"patient {i}" for i in np.repeat(np.arange(40), 25)]
