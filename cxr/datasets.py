@@ -151,26 +151,6 @@ def left_out(info: dict, data: str | Path) -> dict[str, str]:
     return {"leave_out": told}
 
 
-def digests(data: Dataset) -> dict[str, str]:
-    """A digest of the images, and one of them with their splits, in whatever order they lie."""
-    pixels = [hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() for image in data.images]
-    split = [f"{image} {split}" for image, split in zip(pixels, data.splits)]
-    found = (hashlib.blake2b("\n".join(sorted(lines)).encode()) for lines in (pixels, split))
-    return {name: d.hexdigest()[:16] for name, d in zip(("images", "splits"), found)}
-
-
-def trained_on(info: dict, data: Dataset) -> str:
-    """Whether a model with this `info` was trained on these data: "no", "yes", or "resplit" where
-    their splits were others then. Data are the same if their name or all of their images are."""
-    then, now = info["provenance"].get("digests"), digests(data)
-    then = then if isinstance(then, dict) else {}  # an older model has none
-    same = then.get("images") == now["images"]
-    if not same and info["provenance"].get("data") != data.name:
-        return "no"
-    otherwise = info.get("split", data.rule) != data.rule
-    return "resplit" if otherwise or (same and then.get("splits") != now["splits"]) else "yes"
-
-
 def balanced_batch(
     rows_by_class: tuple[np.ndarray, ...], batch: int, seed: int, step: int
 ) -> np.ndarray:

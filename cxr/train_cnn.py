@@ -23,7 +23,7 @@ from cxr.classifier import (
     predict,
     to_tensor,
 )
-from cxr.data import places
+from cxr.data import identity, places
 from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset
 from cxr.device import half_precision, prepare, rng
@@ -245,7 +245,7 @@ def finish(network: Classifier, data: Dataset, config: Config, progress: dict) -
         "provenance": {
             "data": data.name,
             "counts": data.counts(),
-            "digests": datasets.digests(data),
+            "digests": identity.of_data(data),
             "classifier": seen,
         },
         "metrics": {"classifier": classifier_metrics(network, data, "test", device)},

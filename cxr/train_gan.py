@@ -32,6 +32,7 @@ from cxr.belief import LEAST_RISE
 from cxr.checkpoints import Model, load_classifier, start_from
 from cxr.classifier import predict, to_tensor
 from cxr.cnn.fingerprint import fingerprint
+from cxr.data import identity
 from cxr.data.spreadsheet import Reading
 from cxr.datasets import Dataset
 from cxr.device import half_precision, prepare
@@ -123,7 +124,7 @@ def open_data(config: Config, model: Model) -> Dataset:
     if classes != list(data.classes):
         told, held = (" and ".join(names) for names in (classes, data.classes))
         raise UsageError(f"the classifier tells {told} apart, the data hold {held}")
-    if datasets.trained_on(model.info, data) == "resplit":
+    if identity.trained_on(model.info, data) == "resplit":
         console.warn(
             f"{data.name} was split otherwise when the classifier was trained: patients held out "
             "then may be trained on now; give both the same --patient-column, --patient-pattern "

@@ -6,7 +6,6 @@ several processes can take its share of one global draw.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -21,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cxr import CxrError, Interrupted, UsageError, checkpoints, console, runpage
-from cxr.data.patients import SPLITS
+from cxr.data import identity
 from cxr.datasets import Dataset
 from cxr.files import append_text, keep, only_writer, write_text
 from cxr.options import stopping
@@ -111,7 +110,7 @@ class Run:
         self.model = self.folder / "model.safetensors"
         self.page = self.folder / "index.html"
         self.data, self.resume = data, resume
-        self.digests = digests(data, marks)
+        self.digests = identity.of_rows(data, marks)
         self.sound = False  # whether `state` is one to go back to
         self.saved = 0  # images that the last state has seen
         self._open = contextlib.ExitStack()
@@ -173,7 +172,7 @@ class Run:
                 f"{self.folder}/config.json is damaged or gone: put it back, or begin a new run"
             ) from None
         now = json.loads(json.dumps(now, default=str))
-        for name in now.keys() - FREE:
+        for name in (name for name in now if name not in FREE):
             then, file = before.get(name), name in FILES and now[name] and before.get(name)
             same = Path(now[name]).name == Path(str(then)).name if file else now[name] == then
             if not same:
@@ -211,7 +210,7 @@ class Run:
             tensors, progress = self._read(self.previous, begun)
             console.warn(f"{damage}; going on from the one before, of {progress['images']} images")
         held = {name: tensors.pop(name) for name in self.digests if name in tensors}
-        if unlike := held and differences(held, self.digests, self.data):
+        if unlike := held and identity.differences(held, self.digests, self.data):
             raise UsageError(f"{self.folder} was begun with other data: {unlike}")
         if progress["images"] >= self.config.images + self.config.batch:
             raise UsageError(
@@ -292,44 +291,6 @@ def _is_place(progress: dict, batch: int) -> bool:
     """Whether a run can have seen so many images."""
     images = progress["images"]
     return type(images) is int and 0 <= images < 10**12 and images % batch == 0
-
-
-def digests(data: Dataset, marks: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Tensor]:
-    """What the state keeps of the data, [N] each: a digest of the pixels, the label, the split, and
-    a digest of what is marked."""
-    kept = {
-        "data.pixels": _digest(data.images),
-        "data.labels": torch.from_numpy(data.labels.astype("uint8")),
-        "data.splits": torch.tensor([SPLITS.index(s) for s in data.splits], dtype=torch.uint8),
-    }
-    return kept if marks is None else kept | {"data.marks": _digest(marks[0])}
-
-
-def _digest(pictures: np.ndarray) -> Tensor:
-    """A digest of each of N pictures, int64 [N]."""
-    found = (hashlib.blake2b(picture.tobytes(), digest_size=8).digest() for picture in pictures)
-    return torch.tensor([int.from_bytes(d, "little", signed=True) for d in found])
-
-
-def differences(before: dict[str, Tensor], now: dict[str, Tensor], data: Dataset) -> str:
-    """In what the data of now are not those of before; nothing if they are the same."""
-    old, new = before["data.pixels"], now["data.pixels"]
-    if len(new) != len(old):
-        more = "more" if len(new) > len(old) else "fewer"
-        return f"{abs(len(new) - len(old))} images {more} than the {len(old)} of then"
-    a, b = old.argsort(stable=True), new.argsort(stable=True)
-    if not torch.equal(old[a], new[b]):
-        a = b = torch.arange(len(new))  # others lie in their places
-    found = []
-    for name in now.keys() & before.keys():
-        rows = (before[name][a] != now[name][b]).nonzero()[:, 0]
-        if len(rows):
-            first = Path(data.paths[b[rows].min()]).name
-            what = name.removeprefix("data.")
-            found.append(f"{what} of {len(rows)} images differ (the first: {first})")
-    if not found and not torch.equal(old, new):
-        found = ["the images are the same, in another order"]
-    return ", ".join(found)
 
 
 def loop(trainer, run: Run, title: str) -> None:

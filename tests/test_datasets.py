@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import subprocess
 import sys
@@ -406,24 +405,6 @@ def test_rows_and_counts_agree_with_the_splits(thirty):
 def test_unknown_split_is_wrong_use(thirty):
     with pytest.raises(UsageError, match="'valid'.*train, val, test or all"):
         thirty.rows("valid")
-
-
-def test_a_model_knows_its_data_by_their_name_or_their_images(thirty):
-    info = {"split": thirty.rule, "provenance": {"data": thirty.name}}
-    assert datasets.trained_on(info, thirty) == "yes"
-    info["provenance"] |= {"digests": datasets.digests(thirty)}
-    renamed = dataclasses.replace(thirty, name="renamed")
-    assert datasets.trained_on(info, renamed) == "yes"
-    moved = dataclasses.replace(renamed, splits=thirty.splits[::-1])
-    assert datasets.trained_on(info, moved) == "resplit"
-    assert datasets.trained_on({**info, "split": "another"}, thirty) == "resplit"
-    fewer = dataclasses.replace(renamed, images=thirty.images[1:], splits=thirty.splits[1:])
-    assert datasets.trained_on(info, fewer) == "no"
-    order = np.random.default_rng(0).permutation(len(thirty))
-    shuffled = dataclasses.replace(
-        renamed, images=thirty.images[order], splits=thirty.splits[order]
-    )
-    assert datasets.trained_on(info, shuffled) == "yes"
 
 
 @pytest.mark.parametrize("given", [".", "covid.2020", "../x/covid.2020/", "t.a.csv"])

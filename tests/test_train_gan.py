@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cxr import CxrError, checkpoints, classifier, datasets, graphs, losses, train_gan, training
 from cxr.classifier import to_tensor
+from cxr.data import identity
 from cxr.train_gan import Config, Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +49,23 @@ def test_doses_are_the_classifiers_response_between_two_quantiles(gan):
     assert (healthy == 0).all()
     assert diseased.min() >= 0 and diseased.max() == 1
     assert 0.3 < np.median(diseased) < 1
+
+
+def test_patients_held_out_by_the_classifier_are_not_trained_on_unsaid(
+    xrays, own_classifier, capsys
+):
+    config = Config(data=str(xrays), classifier=f"{own_classifier}:bright", preset="tiny")
+    model = checkpoints.load_classifier(config.classifier, 32)
+    data = datasets.open_dataset(xrays, 32)
+    for splits, warned in ((data.splits, False), (data.splits[::-1], True)):
+        then = dataclasses.replace(data, splits=splits)
+        options = {"patient_pattern": "(.)x", "leave_out": None}
+        provenance = {"digests": identity.of_data(then), "classifier": options}
+        model.info["provenance"] = {"data": "another name", **provenance}
+        train_gan.open_data(config, model)
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("was split otherwise" in said) == warned
+        assert ("(then: --patient-pattern (.)x)" in said) == warned
 
 
 def test_a_run_may_start_from_another_models_weights(xrays, own_classifier, model_file, tmp_path):

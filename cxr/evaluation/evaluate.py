@@ -11,7 +11,8 @@ import numpy as np
 
 from cxr import UsageError
 from cxr.classifier import classifier_metrics, predict
-from cxr.datasets import Dataset, trained_on
+from cxr.data.identity import trained_on
+from cxr.datasets import Dataset
 from cxr.evaluation import page, plots, realism, registry, tables
 from cxr.evaluation.cases import Judge
 from cxr.evaluation.inputs import Inputs, Options, open_inputs
