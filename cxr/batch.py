@@ -39,22 +39,21 @@ def explain_all(
     bars = console.progress("explain", len(paths), quiet=len(paths) < 2)
     many = explain.at_once(model) if len(paths) > 1 else 1
     named = list(zip(paths, names_apart(paths, partial(_free, Path(out)))))
-    try:
-        with bars as bar, cost.timed(model.classifier) as asked:
-            for first in range(0, len(named), many):
-                group = named[first : first + many]
-                found = _explained([path for path, _ in group], model, options)
-                for (path, name), explanation in zip(group, found):
-                    folder = Path(out) / name
-                    results.append(_written(path, folder, explanation, film, fps, quiet))
-                    bar.advance()
-                if stopped:
-                    break
-    finally:  # also of what a second Ctrl-C leaves
-        if done := sum("error" not in numbers for numbers in results):
-            seconds = time.perf_counter() - began
-            share = f"{asked() / seconds:.0%} of the time was the CNN's"
-            console.say(f"{done} explained in {seconds:.1f} s, {share}")
+    with bars as bar, cost.timed(model.classifier) as asked:
+        for first in range(0, len(named), many):
+            group = named[first : first + many]
+            found = _explained([path for path, _ in group], model, options)
+            for (path, name), explanation in zip(group, found):
+                folder = Path(out) / name
+                results.append(_written(path, folder, explanation, film, fps, quiet))
+                bar.advance()
+            if stopped:
+                break
+    if done := sum("error" not in numbers for numbers in results):
+        seconds = time.perf_counter() - began
+        share = f"{asked() / seconds:.0%} of the time was the CNN's"
+        console.say(f"{done} explained in {seconds:.1f} s, {share}")
+        if len(results) == len(paths):
             _list_all(Path(out))
     return results
 
