@@ -90,7 +90,8 @@ def check(data: str, out: str, as_json: bool, **reading: str | None) -> None:
     numbers = checks.check(data, out, **reading)
     console.print_json(numbers) if as_json else console.data(data, numbers)
     console.say(f"pictures: {out}")
-    console.follow("train-cnn", data, **reading)
+    if all(map(all, numbers["images"].values())):  # else training would refuse it
+        console.follow("train-cnn", data, **reading)
 
 
 @cli.command(epilog=example("cxrgan train-cnn chest_xray --out runs/cnn"))
@@ -105,9 +106,10 @@ def train_cnn(data: str, out: str, resume: bool, **options) -> None:
     from cxr import console
     from cxr.classifier import metrics_by_class, useless
     from cxr.train_cnn import PRESETS, Config, train
+    from cxr.training import same_length
 
     console.quiet_unless_first()
-    config = Config(data, **options)
+    config = Config(data, **same_length(options, out, resume))
     model = train(config, out, resume)
     told = metrics_by_class(model.info)
     for name, metrics in told.items():
@@ -147,9 +149,10 @@ def train_gan(data: str, out: str, resume: bool, **options) -> None:
     from cxr.checkpoints import load_model
     from cxr.cnn.own import is_own
     from cxr.train_gan import Config, train
+    from cxr.training import same_length
 
     first = console.quiet_unless_first()
-    train(Config(data, **options), out, resume)
+    train(Config(data, **same_length(options, out, resume)), out, resume)
     if not first:
         return  # the file below is the first process's
     path = Path(out) / "model.safetensors"

@@ -18,6 +18,8 @@ from cxr.explanation import Explanation
 __all__ = ["IMAGENET", "CxrError", "Explanation", "adapt", "explain", "load_model", "sample"]
 
 OneImage: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+OVER = 0.1  # beyond its range, as resizing leaves it: clipped
+SEARCH = ("frames", "restarts", "refine", "within", "seed", "timer")
 ADAPTS = ("size", "channels", "mean", "std", "value_range", "output", "target", "classes")
 
 
@@ -33,8 +35,9 @@ def explain(
     Parameters
     ----------
     image : a file; a PIL image, read as its file is; an array or a tensor of greys or colours,
-        [H, W], [H, W, 3], [1, H, W] or [3, H, W], uint8 or floats in [0, 1] (in [-1, 1] if any is
-        negative); or a list or a batch [N, ...] of them
+        [H, W], [H, W, 3], [1, H, W] or [3, H, W]; integers from 0 to 255 (uint16 and what goes
+        beyond get the contrast of a file), or floats in [0, 1] (in [-1, 1] if the least is below
+        -0.5); or a list or a batch [N, ...] of them
     model : a model file, a shipped model's name, or a `Model`; by default `pneumonia`
     classifier : your CNN, a module or `FILE.py:FUNCTION`; by default the model's own. A module is
         copied and put into eval mode
@@ -44,6 +47,14 @@ def explain(
 
     Returns an `Explanation`, or a list of them for a list or a batch. Raises CxrError, UsageError.
     """
+    known = {*ADAPTS, *SEARCH, "classifier_input", "device"}
+    if unknown := options.keys() - known:
+        raise UsageError(f"no option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    if not (classifier is None or isinstance(classifier, nn.Module | str | Path)):
+        raise UsageError(
+            f"classifier is a torch.nn.Module or FILE.py:FUNCTION, not a {type(classifier).__name__}"
+            + ("; call it" if callable(classifier) else "")
+        )
     wraps = {name: options.pop(name) for name in ADAPTS if name in options}
     if isinstance(classifier, nn.Module):
         if wraps and isinstance(classifier, Adapted):
@@ -54,6 +65,7 @@ def explain(
     elif wraps:
         options |= wraps
     asked = (options.pop(name, None) for name in ("target", "classifier_input"))
+    classifier = str(classifier) if isinstance(classifier, Path) else classifier
     loaded = explainer.load_explainer(model, classifier, options.pop("device", "auto"), *asked)
     if not (isinstance(image, list | tuple) or _is_batch(image)):
         return explainer.explain(_alone(image), loaded, **options)
@@ -114,18 +126,22 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4):
         luma = pixels[..., :3] @ images.LUMA if pixels.shape[-1] > 1 else pixels[..., 0]
-        pixels = luma.round().astype(pixels.dtype) if pixels.dtype.kind == "u" else luma
+        pixels = luma.round().astype(pixels.dtype) if pixels.dtype.kind in "iu" else luma
     if pixels.ndim != 2:
         raise UsageError(f"an image is [H, W], [H, W, 3] or [1, H, W], not {list(pixels.shape)}")
     if pixels.dtype == np.uint8:
         return pixels
+    shallow = pixels.dtype.kind in "iu" and pixels.dtype != np.uint16
+    if shallow and 0 <= pixels.min(initial=0) and pixels.max(initial=0) <= 255:
+        return pixels.astype(np.uint8)
     if not np.isfinite(pixels).all():
         raise CxrError("the image contains NaN or infinite values")
     if pixels.dtype.kind != "f":
         return np.uint8(np.rint(255 * images.unit(pixels)))
     low, high = float(pixels.min()), float(pixels.max())
-    if not -1.001 <= low <= high <= 1.001:
+    signed = -1 - OVER <= low <= -0.5 and high <= 1 + OVER
+    if not (signed or -OVER <= low <= high <= 1 + OVER):
         raise UsageError(
             f"the image has values from {low:g} to {high:g}: give floats in [0, 1], or uint8"
         )
-    return np.uint8(np.rint(255 * ((pixels + 1) / 2 if low < 0 else pixels).clip(0, 1)))
+    return np.uint8(np.rint(255 * ((pixels + 1) / 2 if signed else pixels).clip(0, 1)))

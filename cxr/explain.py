@@ -246,7 +246,8 @@ def with_classifier(
     told = getattr(other.classifier, "told", None)  # else as the GAN's classes
     info = model.info | ({"told": told} if told and told[1] != model.info["classes"][1] else {})
     if trained_for(model, other.classifier):
-        return Model(networks, info, model.buffers, model.path)
+        own = info if getattr(other.classifier, "named", False) else model.info
+        return Model(networks, own, model.buffers, model.path)
     named = spec if isinstance(spec, str) else name_of(spec)
     about = {
         "foreign": named if target is None else f"{named}, target {target}",

@@ -38,6 +38,7 @@ class Door(click.Group):
 def complain(error: Exception) -> int:
     """Print a failure as one line on stderr and return its exit status; a bug is raised again."""
     if isinstance(error, click.Abort):  # what click makes of Ctrl-C
+        click.echo("interrupted", err=True)
         return INTERRUPTED
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "cxrgan"
@@ -351,7 +352,12 @@ def training_options(out: str, batch: int | str, images: int) -> Callable:
             show_default=batch if isinstance(batch, str) else True,
             help="Images in a batch, over all processes; a multiple of 16 for train-gan.",
         ),
-        images_option(images, 1, "Number of images that training sees."),
+        click.option(
+            "--images",
+            type=click.IntRange(1),
+            show_default=f"{images}; with --resume, the run's own",
+            help="Number of images that training sees.",
+        ),
         click.option(
             "--start",
             metavar="MODEL",

@@ -32,6 +32,18 @@ FILES = ("masks", "boxes", "start", "classifier")  # those of which the folder m
 WRITTEN = ("config.json", "log.jsonl", "index.html", "samples")  # what a run writes over
 
 
+def same_length(options: dict, out: str | Path, resume: bool) -> dict:
+    """A command's options. Without `images`, a resumed run keeps its own number, and a new one has
+    the default."""
+    if options["images"] is not None:
+        return options
+    kept = {name: value for name, value in options.items() if name != "images"}
+    if resume:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            kept["images"] = int(json.loads((Path(out) / "config.json").read_text())["images"])
+    return kept  # `Run` says what is wrong with a config.json
+
+
 class World:
     """The processes that `torchrun` started, or the only one."""
 
@@ -180,6 +192,10 @@ class Run:
                     f"{self.folder} was begun with {name} = {then}, not {now[name]}: "
                     "resume with the same options"
                 )
+        if (then := before.get("images")) != now["images"] and self.world.first:
+            console.say(
+                f"{self.folder}: to {now['images']:,} images, where it was begun with {then}"
+            )
 
     def save(self, parts: dict, progress: dict) -> None:
         """Write the state, and keep the one before; `progress` is what the loop needs besides

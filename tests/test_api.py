@@ -102,6 +102,32 @@ def test_what_a_file_takes_can_be_said_from_python(grey, model_file, tmp_path):
         assert explain(image, model_file, **options, classifier_input="32,1,-1,1")
 
 
+@pytest.mark.parametrize("least", [-0.0005, -0.09])
+def test_what_resizing_leaves_below_black_is_clipped(grey, least):
+    floats = grey / 255
+    floats[0, 0] = least
+    floats[0, 1] = 1 - least
+    given = api._picture(floats)
+    assert np.abs(given.astype(int) - grey).reshape(-1)[2:].max() <= 1
+    with pytest.raises(UsageError, match="give floats in"):
+        api._picture(floats - 0.2)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int16", "uint8"])
+def test_integers_up_to_255_are_greys_of_any_type(grey, dtype):
+    dull = (grey // 4 + 60).astype(dtype)
+    assert (api._picture(dull) == dull).all()
+    assert np.abs(api._picture(np.stack([dull] * 3, -1)).astype(int) - dull).max() <= 1
+    assert (api._picture(torch.from_numpy(dull)) == dull).all()
+
+
+def test_slips_from_python_are_told_in_a_line(grey, model_file):
+    with pytest.raises(UsageError, match="no option refin; there are .*refine"):
+        cxrgan.explain(grey, str(model_file), refin=3)
+    with pytest.raises(UsageError, match="not a function; call it"):
+        cxrgan.explain(grey, str(model_file), classifier=lambda: None)
+
+
 def test_deep_pixels_get_the_contrast_of_a_file(grey, model_file, tmp_path):
     deep = grey.astype(np.uint16) * 8
     Image.fromarray(deep).save(tmp_path / "x.png")

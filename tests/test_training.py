@@ -382,6 +382,18 @@ def test_a_run_goes_on_where_its_files_lie_elsewhere_but_not_with_other_marks(fo
         changed.restore({"part": part}, {"images": 0})
 
 
+def test_a_resumed_run_keeps_its_length_unless_another_is_given(folder, tmp_path, capsys):
+    asked = {"images": None, "seed": 0}
+    assert training.same_length(asked, folder, True) == {"images": 100, "seed": 0}
+    assert training.same_length(asked, folder, False) == {"seed": 0}
+    assert training.same_length(asked, tmp_path / "nowhere", True) == {"seed": 0}
+    assert training.same_length({"images": 7}, folder, True) == {"images": 7}
+    world = SimpleNamespace(first=True, any=bool)
+    with training.Run(folder, Options("x", images=200), DATA, True, world):
+        pass
+    assert "to 200 images, where it was begun with 100" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("name", ["config.json", "log.jsonl", "index.html", "samples"])
 def test_files_of_ones_own_are_not_written_over(tmp_path, name):
     (tmp_path / name).mkdir() if name == "samples" else (tmp_path / name).write_text("mine")

@@ -182,7 +182,7 @@ class Answer(nn.Module):
     def each(self, y: Tensor) -> Tensor:
         """The answers as [N, K]."""
         if not isinstance(y, Tensor) or y.ndim == 0:
-            raise CxrError(f"the CNN gives {described(y)}, not a tensor [N] or [N, K]")
+            raise CxrError(f"the CNN gives {described(y)}, not a tensor [N] or [N, K]{_inside(y)}")
         return y.float()[:, None].flatten(1)
 
     def logit(self, y: Tensor, chosen: int) -> Tensor:
@@ -200,11 +200,14 @@ class Answer(nn.Module):
 
     @property
     def told(self) -> tuple[str, str] | None:
-        """What a logit below and above 0 speaks for, where the CNN names its answers."""
+        """What a logit below and above 0 speaks for; an answer without a name goes by its number.
+        None for a CNN with one answer that has no name."""
         names, place = self.classes, self.target
         place = 0 if place is None and len(names) == 1 else place
-        if place is None or place >= len(names) or not names[place]:
+        if place is None:
             return None
+        if place >= len(names) or not names[place]:
+            return "another answer", f"answer {place}"
         name = names[place]
         softmax = self.output in ("logits", "probabilities")
         return joined({*names} - {name}, f"no {name}") if softmax else f"no {name}", name
@@ -264,6 +267,14 @@ def find_target(target: str | int | None, classes: Sequence[str]) -> int | None:
     raise UsageError(
         f"target {target}: no such class; there are {', '.join(filter(None, classes))}"
     )
+
+
+def _inside(value: object) -> str:
+    """What to do about a dictionary or several tensors in place of one."""
+    if isinstance(value, dict):
+        names = ", ".join(str(name) for name in list(value)[:6])
+        return f": return one of {names}, in a module around it"
+    return ": return one of them, in a module around it" if isinstance(value, tuple | list) else ""
 
 
 def described(value: object) -> str:

@@ -150,9 +150,10 @@ def unbounded(asked: Asked) -> str | None:
     lowest, highest = min(y.min() for y in answers), max(y.max() for y in answers)
     if lowest < 0 or highest > 1 or linear[0]:
         return None
+    kind = "probabilities" if part is not None and part.output == "logits" else "probability"
     return (
         f"all answers lie within [0, 1] ({lowest:.2f} to {highest:.2f}), which looks like "
-        "probabilities: return the logit, or say cxrgan.adapt(module, output='probability', ...)"
+        f"probabilities: return the logit, or say cxrgan.adapt(module, output={kind!r}, ...)"
     )
 
 

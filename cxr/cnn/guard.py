@@ -18,6 +18,7 @@ ADVICE = {
     r"to have (\d+) channels, but got 1 ": "wrap it in cxrgan.adapt(module, channels=...)",
     r"shapes cannot be multiplied|size is too small": "wrap it in cxrgan.adapt(module, size=...)",
     r"same device": "have each tensor registered by register_buffer, so that it moves along",
+    r"CUDA enabled|No CUDA GPUs|NVIDIA driver": "leave .cuda() out: --device moves the CNN",
     r"must (have|be) the same (d?type)|same dtype|should be the same": "call .float() on it",
 }
 

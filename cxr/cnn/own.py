@@ -237,6 +237,11 @@ class Own(nn.Module):
         self.limits: dict[tuple, int] = {}  # images at once, by size
 
     @property
+    def named(self) -> bool:
+        """Whether it names its answers."""
+        return isinstance(self.network, Adapted) and bool(self.network.answer.classes)
+
+    @property
     def told(self) -> tuple[str, str] | None:
         """What it tells apart, as `Answer.told`."""
         return self.network.answer.told if isinstance(self.network, Adapted) else None

@@ -42,6 +42,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
                "validation": "val", "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
 MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}  # as programs write what is not there
 UNCERTAIN = MISSING | {"-1"}  # labels that say neither yes nor no
+YES_NO = {"yes": "1", "true": "1", "no": "0", "false": "0"}
 BINARY = {"0", "1"} | UNCERTAIN
 FIELD = 2**17  # characters of the first line at most
 MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
@@ -176,7 +177,7 @@ class _Columns:
         self.place = {
             kind: self._find(kind, getattr(reading, f"{kind}_column", None)) for kind in COLUMNS
         }
-        if self.place["path"] is None:  # RSNA calls an image by its patient
+        if self.place["path"] is None and "patientId" in self.header:  # RSNA's name of an image
             self.place["path"] = self.place["patient"]
         names = (reading.positive, reading.negative)
         self.flags = [name for name in names if name in self.header and not reading.label_column]
@@ -237,10 +238,11 @@ class _Columns:
         for name in self.flags:
             for number, values in group:
                 cell = _number(values[name])
+                cell = YES_NO.get(cell.lower(), cell)
                 if cell.lower() not in BINARY:
                     raise CxrError(
                         f"{self.table}, line {number}: the column {name} holds {cell[:40]!r}, not 0, "
-                        "1, -1 or nothing; say --label-column if it is not the one"
+                        "1, yes, no, -1 or nothing; say --label-column if it is not the one"
                     )
                 yes |= {name} if cell == "1" else set()
                 sure |= cell == "0" and name == self.flags[0]

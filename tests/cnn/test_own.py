@@ -164,7 +164,7 @@ def test_the_target_of_an_adapted_cnn_is_named_on_the_command_line(cnns):
         ("many", "2", ("NORMAL+PNEUMONIA", "COVID")),
         ("findings", "Mass", ("no Mass", "Mass")),
         ("adapted", "B", ("A+C", "B")),
-        ("soft", "1", None),
+        ("soft", "1", ("another answer", "answer 1")),
     ],
 )
 def test_a_cnn_tells_what_its_answer_speaks_for(cnns, spec, target, told):

@@ -230,6 +230,21 @@ def test_a_source_that_is_left_out_is_tested_with_all_of_its_patients(root, caps
     assert found.rule.endswith("; source=B: test")
 
 
+def test_a_patient_is_no_image(root):
+    """But RSNA's, whose patientId is the name of a file."""
+    rows = [f"{path},{n}" for n, path in enumerate(EIGHT)]
+    with pytest.raises(UsageError, match="which column names an image's file.*--path-column"):
+        opened(root, lines("Datei,label,Patient", *rows))
+    found = opened(root, lines("Datei,label,Patient", *rows), path_column="Datei")
+    assert len(found) == 8
+
+
+def test_a_column_may_say_yes_and_no(root):
+    rows = [f"im/{n}.png,{('No', 'yes', 'FALSE', 'True')[n % 4]}" for n in range(8)]
+    found = opened(root, lines("path,ill", *rows), positive="ill")
+    assert found.labels.tolist() == [0, 1] * 4
+
+
 def test_what_a_model_left_out_is_left_out_of_its_data_and_said(root, capsys):
     opened(root, with_sources())
     info = {"leave_out": "source=B", "provenance": {"data": "t"}}
