@@ -35,7 +35,7 @@ def explain(
     Parameters
     ----------
     image : a file; a PIL image, read as its file is; an array or a tensor of greys or colours,
-        [H, W], [H, W, 3], [1, H, W] or [3, H, W]; integers from 0 to 255 (uint16 and what goes
+        [H, W], [H, W, 3], [1, H, W], [1, 3, H, W], or [3, H, W] of equal channels; integers from 0 to 255 (uint16 and what goes
         beyond get the contrast of a file), or floats in [0, 1] (in [-1, 1] if the least is below
         -0.5); or a list or a batch [N, ...] of them
     model : a model file, a shipped model's name, or a `Model`; by default `pneumonia`
@@ -57,6 +57,8 @@ def explain(
         )
     wraps = {name: options.pop(name) for name in ADAPTS if name in options}
     if isinstance(classifier, nn.Module):
+        if "classifier_input" in options:
+            raise UsageError("classifier_input is for a file: say what a module takes with adapt's")
         if wraps and isinstance(classifier, Adapted):
             raise UsageError("the module is adapted already: say it all in one adapt()")
         classifier = adapt(classifier, **wraps) if wraps else classifier
@@ -94,7 +96,7 @@ def _alone(image: OneImage) -> str | Path | np.ndarray:
     three = isinstance(image, np.ndarray | Tensor) and image.ndim == 3 and len(image) == 3
     if three and image.shape[-1] not in (3, 4) and bool((image != image[:1]).any()):
         raise UsageError(
-            f"{list(image.shape)}: three pictures, or one in colour? Give a list, or [H, W, 3]"
+            f"{list(image.shape)}: three pictures, or one in colour? Give a list, or [1, 3, H, W]"
         )
     return _picture(image)
 
@@ -104,7 +106,8 @@ def _picture(image: OneImage) -> str | Path | np.ndarray:
     if isinstance(image, str | Path):
         return image
     if isinstance(image, Image.Image):
-        return _grey(images.grey(image))
+        pixels = images.grey(image)
+        return pixels if pixels.dtype == np.uint8 else _grey(images.unit(_finite(pixels)))
     if isinstance(image, Tensor):
         image = (
             image.detach().cpu().float().numpy()
@@ -116,6 +119,13 @@ def _picture(image: OneImage) -> str | Path | np.ndarray:
             f"an image is a file, a PIL image, an array or a tensor, not {type(image).__name__}"
         )
     return _grey(image)
+
+
+def _finite(pixels: np.ndarray) -> np.ndarray:
+    """The pixels; raises CxrError if one is no number."""
+    if not np.isfinite(pixels).all():
+        raise CxrError("the image contains NaN or infinite values")
+    return pixels
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
@@ -131,12 +141,12 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
         raise UsageError(f"an image is [H, W], [H, W, 3] or [1, H, W], not {list(pixels.shape)}")
     if pixels.dtype == np.uint8:
         return pixels
+    if pixels.dtype.kind not in "iuf":
+        raise UsageError(f"an image is of integers or floats, not of {pixels.dtype}")
     shallow = pixels.dtype.kind in "iu" and pixels.dtype != np.uint16
     if shallow and 0 <= pixels.min(initial=0) and pixels.max(initial=0) <= 255:
         return pixels.astype(np.uint8)
-    if not np.isfinite(pixels).all():
-        raise CxrError("the image contains NaN or infinite values")
-    if pixels.dtype.kind != "f":
+    if _finite(pixels).dtype.kind != "f":
         return np.uint8(np.rint(255 * images.unit(pixels)))
     low, high = float(pixels.min()), float(pixels.max())
     signed = -1 - OVER <= low <= -0.5 and high <= 1 + OVER

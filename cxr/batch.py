@@ -64,14 +64,14 @@ def _free(out: Path, name: str, path: Path) -> bool:
     folder = out / name
     if not os.path.lexists(folder):
         return True
-    if not folder.is_dir() or foreign(folder):
-        return False
-    if not (folder / "explanation.json").exists():
-        return True
-    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-        image = json.loads((folder / "explanation.json").read_text()).get("image")
-        return os.path.abspath(image) == os.path.abspath(path)
-    return False
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        if not folder.is_dir() or foreign(folder):
+            return False
+        if not (folder / "explanation.json").exists():
+            return True
+        told = json.loads((folder / "explanation.json").read_text())
+        return told.get("file", told["image"]) == os.path.abspath(path)
+    return False  # it cannot be read
 
 
 def _list_all(out: Path) -> None:

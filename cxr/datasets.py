@@ -145,7 +145,8 @@ def left_out(info: dict, data: str | Path) -> dict[str, str]:
     """The option `leave_out` with which a model was trained, which is said, where DATA is called as
     its data set was. info: of the model."""
     told = info.get("leave_out")
-    if not told or info["provenance"].get("data") != name_of(data):
+    name = name_of(data)
+    if not told or info["provenance"].get("data") not in (name, Path(name).stem):  # older models'
         return {}
     console.say(f'--leave-out {told}, as in the training of the model; --leave-out "" leaves none')
     return {"leave_out": told}

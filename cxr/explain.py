@@ -7,6 +7,7 @@ image. The classifier gives a logit for every frame.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,7 @@ def explain_group(
     """Explain several images at once, each as `explain` would alone, up to rounding errors, which
     the search makes larger (docs/how-it-works.md); how many pay is `at_once`. Parameters and errors
     are those of `explain`."""
+    frames, restarts, refine, seed = map(int, (frames, restarts, refine, seed))
     options = {"frames": frames, "restarts": restarts, "refine": refine, "seed": seed}
     options |= {"within": within, "fit": model.info["fit"], "at_once": len(pictures)}
     if frames < 2 or restarts < 1 or refine < 0:
@@ -128,7 +130,13 @@ def _conclude(
         maps, error = heat_maps(traversal, model, plain_maps)
     with timer("measure"):
         named = str(picture) if isinstance(picture, (str, Path)) else None
-        numbers = {"image": named, **measure(traversal, model), "completeness_error": error}
+        file = None if named is None else os.path.abspath(named)
+        numbers = {
+            "image": named,
+            "file": file,
+            **measure(traversal, model),
+            "completeness_error": error,
+        }
         spacing = images.pixel_spacing(picture) if named else None
         numbers |= {"options": options, "missing_maps": missing, "pixel_spacing": spacing}
     return Explanation(**vars(traversal), maps=maps, numbers=numbers | verdict(numbers, model))

@@ -212,7 +212,7 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
     if not len(a) or (a == a[0]).all() or (b == b[0]).all():
         return float("nan")
     a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -92,7 +92,9 @@ def stopping(work: str) -> Iterator[list[int]]:
     try:
         yield stopped
     except KeyboardInterrupt:
-        raise Interrupted("stopped at once: what was saved before is kept") from None
+        error = Interrupted("stopped at once: what was saved before is kept")
+        error.status = 128 + stopped[0]
+        raise error from None
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)

@@ -131,7 +131,10 @@ class Run:
         with contextlib.ExitStack() as opened:
             if self.resume and not self._has_state():
                 raise UsageError(f"{self.folder} holds no run to resume: leave --resume out")
-            foreign = self._foreign()
+            if self.world.first and (foreign := self._foreign()):
+                raise UsageError(
+                    f"{self.folder} holds {foreign}, which is of no run: choose another --out"
+                )
             if self.world.first:
                 opened.enter_context(only_writer(self.folder))
             if self.resume:
@@ -139,10 +142,6 @@ class Run:
             elif self._has_state() or self.model.exists():
                 raise UsageError(
                     f"{self.folder} holds a run: go on with --resume, or choose another --out"
-                )
-            elif foreign:
-                raise UsageError(
-                    f"{self.folder} holds {foreign}, which is of no run: choose another --out"
                 )
             try:
                 check_classes(self.data.classes)
@@ -162,7 +161,8 @@ class Run:
 
     def _foreign(self) -> str | None:
         """What the folder holds that a run would write over, where there has been no run."""
-        known = (self.folder / "run.lock").exists()
+        known = all((self.folder / name).exists() for name in ("run.lock", "log.jsonl"))
+        known = known or self._has_state() or self.model.exists()  # which is told otherwise
         return None if known else next((n for n in WRITTEN if (self.folder / n).exists()), None)
 
     def _begin(self, rows: list[dict]) -> None:

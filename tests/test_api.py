@@ -80,6 +80,14 @@ def test_a_pil_image_is_read_as_its_file(kind, grey, tmp_path):
     assert plain > 0.5 or kind == "CMYK"
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_a_deep_pil_image_has_its_files_contrast(dtype, grey, tmp_path):
+    Image.fromarray((grey // 2).astype(dtype)).save(tmp_path / "x.tiff")
+    with Image.open(tmp_path / "x.tiff") as opened:
+        given = api._picture(opened)
+    assert np.abs(given / 255 - images.read(tmp_path / "x.tiff")).max() < 0.01
+
+
 def test_three_pictures_are_not_taken_for_one_in_colour(grey, model_file):
     three = np.stack([grey, grey[::-1], grey])
     with pytest.raises(UsageError, match="three pictures, or one in colour"):
@@ -87,6 +95,9 @@ def test_three_pictures_are_not_taken_for_one_in_colour(grey, model_file):
     assert len(explain([*three], model_file)) == 3
     assert len(explain(torch.from_numpy(three)[:, None], model_file)) == 3
     assert explain(np.moveaxis(three, 0, -1), model_file).image.shape[0] == 1
+    assert explain(three[None], model_file)[0].image.shape[0] == 1
+    with pytest.raises(UsageError, match="not of bool"):
+        explain(grey > 99, model_file)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -124,6 +135,9 @@ def test_integers_up_to_255_are_greys_of_any_type(grey, dtype):
 def test_slips_from_python_are_told_in_a_line(grey, model_file):
     with pytest.raises(UsageError, match="no option refin; there are .*refine"):
         cxrgan.explain(grey, str(model_file), refin=3)
+    with pytest.raises(UsageError, match="classifier_input is for a file"):
+        net = torch.nn.Linear(1, 1)
+        cxrgan.explain(grey, str(model_file), classifier=net, classifier_input="imagenet")
     with pytest.raises(UsageError, match="not a function; call it"):
         cxrgan.explain(grey, str(model_file), classifier=lambda: None)
 

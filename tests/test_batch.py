@@ -111,6 +111,16 @@ def test_each_image_keeps_its_folder_whatever_stands_beside_it(bright, pictures,
     assert held == dict(zip(names, paths))
 
 
+def test_another_folders_file_is_another(bright, pictures, tmp_path, monkeypatch):  # noqa: F811
+    for place in ("a", "b", "a"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "x.png").write_bytes(pictures[0].read_bytes())
+        monkeypatch.chdir(tmp_path / place)
+        run([Path("x.png")], bright, tmp_path / "out")
+    told = [json.loads(p.read_text()) for p in sorted((tmp_path / "out").glob("*/*.json"))]
+    assert [n["file"] for n in told] == [str(tmp_path / place / "x.png") for place in "ba"]
+
+
 def test_explanations_are_not_explained(bright, pictures, tmp_path, capsys):  # noqa: F811
     run(pictures[:2], bright, tmp_path / "explanation")
     pictures[2].unlink()

@@ -96,6 +96,7 @@ def test_how_many_at_once_is_bounded_by_the_classifiers_memory(bright, monkeypat
 def test_an_answer_is_called_as_its_own_cnn_calls_it(bright, tmp_path):
     """Not as the GAN's, whose classes may be others; and a CNN that falls along the path is said."""
     x = np.random.default_rng(0).normal(150, 20, (32, 32)).clip(0, 255).astype(np.uint8)
+    assert json.dumps(explain.explain(x, bright, **QUICK | {"frames": np.int64(5)}).numbers)
     for sign, named in ((1, ("Healthy", "Edema")), (-1, ("Edema", "Healthy"))):
         net = Two(bright.classifier, sign)
         found = explain.explain(x, bright, classifier=adapt(net, None, 1, output="logits", target=1,

@@ -397,9 +397,14 @@ def test_a_resumed_run_keeps_its_length_unless_another_is_given(folder, tmp_path
 @pytest.mark.parametrize("name", ["config.json", "log.jsonl", "index.html", "samples"])
 def test_files_of_ones_own_are_not_written_over(tmp_path, name):
     (tmp_path / name).mkdir() if name == "samples" else (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError, match=f"holds {name}, which is of no run"):
-        run_of(tmp_path, False).__enter__()
-    assert [path.name for path in tmp_path.iterdir() if path.name != "run.lock"] == [name]
+    for _ in range(2):
+        with pytest.raises(UsageError, match=f"holds {name}, which is of no run"):
+            run_of(tmp_path, False).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / "run.lock").touch()  # as of an evaluation
+    if name != "log.jsonl":
+        with pytest.raises(UsageError, match="which is of no run"):
+            run_of(tmp_path, False).__enter__()
 
 
 def test_a_failed_save_keeps_the_last_two_states(folder, monkeypatch):

@@ -67,7 +67,8 @@ def trained_on(info: dict, data: Dataset) -> str:
     then, now = info["provenance"].get("digests"), of_data(data)
     then = then if isinstance(then, dict) else {}  # an older model has none
     same = then.get("images") == now["images"]
-    if not same and info["provenance"].get("data") != data.name:
+    named = {data.name, Path(data.name).stem}  # of a folder `a.b`, older models have `a`
+    if not same and info["provenance"].get("data") not in named:
         return "no"
     otherwise = info.get("split", data.rule) != data.rule
     return "resplit" if otherwise or (same and then.get("splits") != now["splits"]) else "yes"

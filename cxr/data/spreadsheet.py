@@ -177,8 +177,9 @@ class _Columns:
         self.place = {
             kind: self._find(kind, getattr(reading, f"{kind}_column", None)) for kind in COLUMNS
         }
-        if self.place["path"] is None and "patientId" in self.header:  # RSNA's name of an image
-            self.place["path"] = self.place["patient"]
+        if self.place["path"] is None:  # RSNA calls an image by its patient
+            plain = [name.lower() for name in self.header]
+            self.place["path"] = plain.index("patientid") if "patientid" in plain else None
         names = (reading.positive, reading.negative)
         self.flags = [name for name in names if name in self.header and not reading.label_column]
         self.place |= {name: self.header.index(name) for name in self.flags}

@@ -128,7 +128,7 @@ def correlation_difference(image: np.ndarray, moved: np.ndarray) -> float:
     """How differently findings move with the explained one than they go with it in the images: over
     the findings, the mean absolute difference of the two correlations. image, moved: [n, 1 + K].
     A finding that does not vary has none, and is left out; NaN without any."""
-    varied = np.ptp(image, 0).astype(bool) & np.ptp(moved, 0).astype(bool)
+    varied = (np.ptp(image, 0) > 0) & (np.ptp(moved, 0) > 0)  # nor if one is no number
     if not varied[0] or varied.sum() < 2:
         return float("nan")
     image, moved = (np.corrcoef(columns[:, varied].T)[0, 1:] for columns in (image, moved))

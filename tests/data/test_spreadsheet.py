@@ -191,6 +191,9 @@ def test_an_image_may_be_called_by_its_patient(root):
     rows = [line.removeprefix("im/").replace(".png", "") for line in EIGHT]
     found = opened(root, lines("patientId,Target", *rows))
     assert sorted(found.patients) == [str(n) for n in range(8)]
+    rows = [f"{row},{n // 2}" for n, row in enumerate(rows)]
+    found = opened(root, lines("patientid,Target,subject", *rows), patient_column="subject")
+    assert len(found) == 8 and len({*found.patients}) == 4
 
 
 def test_a_column_of_splits_is_used(root, capsys):
