@@ -35,9 +35,9 @@ def explain(
     Parameters
     ----------
     image : a file; a PIL image, read as its file is; an array or a tensor of greys or colours,
-        [H, W], [H, W, 3], [1, H, W], [1, 3, H, W], or [3, H, W] of equal channels; integers from 0 to 255 (uint16 and what goes
-        beyond get the contrast of a file), or floats in [0, 1] (in [-1, 1] if the least is below
-        -0.5); or a list or a batch [N, ...] of them
+        [H, W], [H, W, 3], [1, H, W], [1, 3, H, W], or [3, H, W] of equal channels; integers from 0
+        to 255 (uint16 and what goes beyond get the contrast of a file), or floats in [0, 1] (in
+        [-1, 1] if the least is below -0.5); or a list or a batch [N, ...] of them
     model : a model file, a shipped model's name, or a `Model`; by default `pneumonia`
     classifier : your CNN, a module or `FILE.py:FUNCTION`; by default the model's own. A module is
         copied and put into eval mode
@@ -143,7 +143,7 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
         return pixels
     if pixels.dtype.kind not in "iuf":
         raise UsageError(f"an image is of integers or floats, not of {pixels.dtype}")
-    shallow = pixels.dtype.kind in "iu" and pixels.dtype != np.uint16
+    shallow = pixels.dtype.kind in "iu" and pixels.dtype != np.uint16  # 8 bits in a wider type
     if shallow and 0 <= pixels.min(initial=0) and pixels.max(initial=0) <= 255:
         return pixels.astype(np.uint8)
     if _finite(pixels).dtype.kind != "f":

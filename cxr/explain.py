@@ -130,13 +130,8 @@ def _conclude(
         maps, error = heat_maps(traversal, model, plain_maps)
     with timer("measure"):
         named = str(picture) if isinstance(picture, (str, Path)) else None
-        file = None if named is None else os.path.abspath(named)
-        numbers = {
-            "image": named,
-            "file": file,
-            **measure(traversal, model),
-            "completeness_error": error,
-        }
+        numbers = {"image": named, "file": named and os.path.abspath(named)}
+        numbers |= measure(traversal, model) | {"completeness_error": error}
         spacing = images.pixel_spacing(picture) if named else None
         numbers |= {"options": options, "missing_maps": missing, "pixel_spacing": spacing}
     return Explanation(**vars(traversal), maps=maps, numbers=numbers | verdict(numbers, model))

@@ -93,7 +93,7 @@ def stopping(work: str) -> Iterator[list[int]]:
         yield stopped
     except KeyboardInterrupt:
         error = Interrupted("stopped at once: what was saved before is kept")
-        error.status = 128 + stopped[0]
+        error.status = 128 + (stopped[0] if stopped else signal.SIGINT)
         raise error from None
     finally:
         for one, handler in before.items():

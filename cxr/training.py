@@ -131,11 +131,11 @@ class Run:
         with contextlib.ExitStack() as opened:
             if self.resume and not self._has_state():
                 raise UsageError(f"{self.folder} holds no run to resume: leave --resume out")
-            if self.world.first and (foreign := self._foreign()):
-                raise UsageError(
-                    f"{self.folder} holds {foreign}, which is of no run: choose another --out"
-                )
             if self.world.first:
+                if foreign := self._foreign():
+                    raise UsageError(
+                        f"{self.folder} holds {foreign}, which is of no run: choose another --out"
+                    )
                 opened.enter_context(only_writer(self.folder))
             if self.resume:
                 self._compare(asdict(self.config))
