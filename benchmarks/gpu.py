@@ -35,18 +35,20 @@ def parts(options: argparse.Namespace) -> dict[str, tuple[int, list[str]]]:
     timed = [*CXRGAN, "bench", "--device", device, "--preset", preset, "--batch", batch]
     own = [*SELF, str(options.out), "--device", device, "--preset", preset, "--batch", batch]
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
+    checked = ["--kernel-name", "kns=cxrgan", "--error-exitcode", "9"]  # our kernels alone
+    large = [PYTHON, "-m", "pytest", "-q", "tests/test_ops.py", "-k", "cuda and parts_a_larger"]
     small = [*SELF, str(options.out), "--device", device, "--preset", "tiny", "--batch", "16"]
     return {
         "machine": (5, ["nvidia-smi"] if device.startswith("cuda") else ["lscpu"]),
         "info": (45, [*CXRGAN, "info"]),  # compiles the kernels
         "tests": (60, [PYTHON, "-m", "pytest", "-q", "tests/test_graphs.py", "tests/test_ops.py"]),
-        "pace": (35, [*own, "--part", "pace"]),
+        "pace": (50, [*own, "--part", "pace"]),
         "kernels": (20, [*own, "--part", "kernels"]),
         "step": (75, [*timed, "step", "--out", str(options.out / "step.json")]),
         "explain": (25, [*timed, "explain", "--out", str(options.out / "explain.json")]),
         "profile": (20, [*own, "--part", "profile"]),
-        "memcheck": (35, [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *small, "--part", "steps"]),
-        "racecheck": (40, [sanitizer, "--tool", "racecheck", "--error-exitcode", "9", *small, "--part", "steps"]),
+        "memcheck": (35, [sanitizer, "--tool", "memcheck", *checked, *small, "--part", "steps"]),
+        "racecheck": (40, [sanitizer, "--tool", "racecheck", *checked, *large]),  # cuDNN does not run in it
     }  # fmt: skip
 
 
@@ -71,7 +73,7 @@ def run(name: str, limit: int, command: list[str], out: Path) -> str:
 
 def steps(options: argparse.Namespace) -> None:
     """Two training steps, the first with R1: every operation forward and backward."""
-    trainer = Timed(options.preset, options.batch, torch.device(options.device))
+    trainer = Timed(options.preset, options.batch, prepare(options.device))
     for _ in range(2):
         terms = trainer.step()
     print({name: round(value.item(), 4) for name, value in terms.items()})
@@ -80,15 +82,17 @@ def steps(options: argparse.Namespace) -> None:
 def pace(options: argparse.Namespace) -> None:
     """Images per second of training as it runs, draws included, and what of it is the GPU's: steps on
     one batch that is there already."""
-    on = prepare(options.device)
-    for mode, batch in (("auto", options.batch), ("auto", 16), ("off", options.batch)):
+    on, runs = prepare(options.device), [(options.preset, n, "auto") for n in (options.batch, 16)]
+    runs += [(options.preset, options.batch, "off")]
+    runs += [("cxr256", options.batch, "auto")] * (on.type == "cuda")
+    for preset, batch, mode in runs:
         os.environ["CXRGAN_GRAPHS"] = mode
-        trainer = Timed(options.preset, batch, on)
+        trainer = Timed(preset, batch, on)
         for _ in range(2 * trainer.config.r1_every):  # both kinds are recorded
             trainer.step()
         drawn = trainer.draws((trainer.step_number, 0.3))
         alone = [seconds(on, partial(trainer.recorded, drawn, kind)) for kind in (False, True)]
-        shown = {"batch": batch, "recorded": sorted(trainer.recorded.replays)}
+        shown = {"preset": preset, "batch": batch, "recorded": sorted(trainer.recorded.replays)}
         shown["images/s"] = round(batch / seconds(on, trainer.step))
         shown["ms a step on one batch, without R1 and with"] = [round(1e3 * s, 1) for s in alone]
         shown["ms a draw"] = round(1e3 * seconds(on, partial(trainer.draws.make, 0, 0.3)), 1)
@@ -113,7 +117,7 @@ def kernels(options: argparse.Namespace) -> None:
 
 def profiled(options: argparse.Namespace) -> None:
     """Where one training step spends its time, after a warm-up."""
-    trainer = Timed(options.preset, options.batch, torch.device(options.device))
+    trainer = Timed(options.preset, options.batch, prepare(options.device))
     for _ in range(3):
         trainer.step()
     gpu = options.device.startswith("cuda")

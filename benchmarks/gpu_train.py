@@ -43,7 +43,7 @@ def pack(data: str, out: Path, size: int, fit: str, negative: str | None) -> Non
             packed.writestr(name, picture.getvalue())
             label = opened.classes[opened.labels[number]]
             rows.writerow((name, label, opened.patients[number], opened.splits[number]))
-        packed.writestr("table.csv", table.getvalue())
+        packed.writestr(f"{opened.name}.csv", table.getvalue())
     print(f"{len(opened)} images, {out.stat().st_size / 2**20:.1f} MiB: {out}")
 
 
@@ -52,7 +52,8 @@ def train(packed: Path, out: Path, minutes: float, options: list[str]) -> None:
     end = time.monotonic() + 60 * minutes
     folder, run = out / "data", out / "run"
     zipfile.ZipFile(packed).extractall(folder)
-    command = [*CXRGAN, "train-gan", str(folder / "table.csv"), "--out", str(run), *options]
+    (table,) = folder.glob("*.csv")
+    command = [*CXRGAN, "train-gan", str(table), "--out", str(run), *options]
     process = subprocess.Popen(command)
     try:
         process.wait(max(1.0, end - time.monotonic()))

@@ -140,11 +140,14 @@ def _conclude(
 @torch.no_grad()
 def at_once(model: Model) -> int:
     """How many images are best explained at once: 4 on a CPU, whose threads else wait for each
-    other, 32 on a GPU, or as few as the classifier's memory asks for."""
-    size, gpu = model.info["size"], model.device.type == "cuda"
+    other, 64 on a GPU, or as few as the classifier's memory asks for."""
+    size, most, budget = model.info["size"], 4, cost.BYTES_AT_ONCE
+    if model.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(model.device).total_memory
+        most, budget = 64, max(budget, memory // 16)
     x = (2 * torch.rand(1, 1, size, size, generator=rng(0)) - 1).to(model.device)
     asked = 4  # images with a gradient in a step for each: two restarts, each with two
-    return max(1, min(32 if gpu else 4, cost.at_once(model.classifier, x) // asked))
+    return max(1, min(most, cost.at_once(model.classifier, x, budget) // asked))
 
 
 def _region(lung: Tensor, within: str | None) -> Tensor | float:

@@ -1,7 +1,7 @@
 """A training step on a GPU without waiting for Python: its work recorded as a CUDA graph, its
 draws made ahead.
 
-After PyTorch's notes on CUDA graphs (whole-network capture). Not yet run on a GPU.
+After PyTorch's notes on CUDA graphs (whole-network capture).
 """
 
 import os

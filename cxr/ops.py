@@ -133,7 +133,8 @@ def _fir(
     x: Tensor, factor: int, transposed: bool, pad: int, height: int, width: int, gain: float
 ) -> Tensor:
     """The blur with stride `factor`, or its transpose, to [N, C, height, width]."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=wide(x[:0]).dtype)
+    i = torch.arange(4, device=x.device, dtype=wide(x[:0]).dtype)
+    taps = 1 + i * (3 - i)  # 1, 3, 3, 1, made where x is: a CUDA graph may copy nothing to a GPU
     kernel = (torch.outer(taps, taps) * (gain / 64)).expand(x.shape[1], 1, 4, 4)
     with torch.autocast(x.device.type, enabled=False):
         if not transposed:

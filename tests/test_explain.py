@@ -87,9 +87,9 @@ def test_each_of_several_images_is_explained_as_if_alone(bright):
 
 def test_how_many_at_once_is_bounded_by_the_classifiers_memory(bright, monkeypatch):
     assert explain.at_once(bright) == 4
-    monkeypatch.setattr(explain.cost, "at_once", lambda network, x: 9)  # with a gradient
+    monkeypatch.setattr(explain.cost, "at_once", lambda network, x, budget: 9)  # with a gradient
     assert explain.at_once(bright) == 2
-    monkeypatch.setattr(explain.cost, "at_once", lambda network, x: 1)
+    monkeypatch.setattr(explain.cost, "at_once", lambda network, x, budget: 1)
     assert explain.at_once(bright) == 1
 
 
