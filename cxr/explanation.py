@@ -209,7 +209,7 @@ class Explanation(Traversal):
 
     def _note(self, name: str) -> str:
         """A second line under the title of a map in the panel."""
-        return NOTES.get(name, "") if self.maps[name].any() else "\nempty: no place speaks for it"
+        return NOTES.get(name, "") if self.maps[name].any() else "\nno place speaks for it"
 
     def drawn(self, name: str) -> np.ndarray:
         """A map [R, R] as pictures show it: with its signs, smoothed by a Gaussian of R / 32."""
