@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from cxr import train_gan
 from cxr.device import prepare
 from cxr.evaluation import bench
 from cxr.evaluation.bench import Timed
@@ -36,19 +37,20 @@ def parts(options: argparse.Namespace) -> dict[str, tuple[int, list[str]]]:
     own = [*SELF, str(options.out), "--device", device, "--preset", preset, "--batch", batch]
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
     checked = ["--kernel-name", "kns=cxrgan", "--error-exitcode", "9"]  # our kernels alone
-    large = [PYTHON, "-m", "pytest", "-q", "tests/test_ops.py", "-k", "cuda and parts_a_larger"]
+    chosen = "cuda and (parts_a_larger or agrees)"
+    ops = [PYTHON, "-m", "pytest", "-q", "tests/test_ops.py", "-k", chosen]
     small = [*SELF, str(options.out), "--device", device, "--preset", "tiny", "--batch", "16"]
     return {
         "machine": (5, ["nvidia-smi"] if device.startswith("cuda") else ["lscpu"]),
         "info": (45, [*CXRGAN, "info"]),  # compiles the kernels
         "tests": (60, [PYTHON, "-m", "pytest", "-q", "tests/test_graphs.py", "tests/test_ops.py"]),
-        "pace": (50, [*own, "--part", "pace"]),
+        "pace": (45, [*own, "--part", "pace"]),
         "kernels": (20, [*own, "--part", "kernels"]),
         "step": (75, [*timed, "step", "--out", str(options.out / "step.json")]),
         "explain": (25, [*timed, "explain", "--out", str(options.out / "explain.json")]),
         "profile": (20, [*own, "--part", "profile"]),
-        "memcheck": (35, [sanitizer, "--tool", "memcheck", *checked, *small, "--part", "steps"]),
-        "racecheck": (40, [sanitizer, "--tool", "racecheck", *checked, *large]),  # cuDNN does not run in it
+        "memcheck": (30, [sanitizer, "--tool", "memcheck", *checked, *small, "--part", "steps"]),
+        "racecheck": (35, [sanitizer, "--tool", "racecheck", *checked, *ops]),  # cuDNN does not run in it
     }  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def pace(options: argparse.Namespace) -> None:
     one batch that is there already."""
     on, runs = prepare(options.device), [(options.preset, n, "auto") for n in (options.batch, 16)]
     runs += [(options.preset, options.batch, "off")]
-    runs += [("cxr256", options.batch, "auto")] * (on.type == "cuda")
+    runs += [("cxr256", train_gan.fitting(256, on), "auto")] * (on.type == "cuda")
     for preset, batch, mode in runs:
         os.environ["CXRGAN_GRAPHS"] = mode
         trainer = Timed(preset, batch, on)
@@ -97,6 +99,7 @@ def pace(options: argparse.Namespace) -> None:
         shown["ms a step on one batch, without R1 and with"] = [round(1e3 * s, 1) for s in alone]
         shown["ms a draw"] = round(1e3 * seconds(on, partial(trainer.draws.make, 0, 0.3)), 1)
         print(shown, flush=True)
+        del trainer, drawn  # its memory, before the next takes its own
 
 
 def seconds(device: torch.device, work, times: int = 16) -> float:

@@ -51,6 +51,7 @@ def train(packed: Path, out: Path, minutes: float, options: list[str]) -> None:
     """Train for so many minutes at most, from the first second of this process on."""
     end = time.monotonic() + 60 * minutes
     folder, run = out / "data", out / "run"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was broken off
     zipfile.ZipFile(packed).extractall(folder)
     (table,) = folder.glob("*.csv")
     command = [*CXRGAN, "train-gan", str(table), "--out", str(run), *options]

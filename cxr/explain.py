@@ -139,15 +139,14 @@ def _conclude(
 
 @torch.no_grad()
 def at_once(model: Model) -> int:
-    """How many images are best explained at once: 4 on a CPU, whose threads else wait for each
-    other, 64 on a GPU, or as few as the classifier's memory asks for."""
-    size, most, budget = model.info["size"], 4, cost.BYTES_AT_ONCE
-    if model.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(model.device).total_memory
-        most, budget = 64, max(budget, memory // 16)
+    """How many images are best explained at once: 4 on a CPU, whose threads else wait for each other;
+    on a GPU one for each half GiB of its memory, 64 at most; or as few as the classifier's memory
+    asks for."""
+    size, most = model.info["size"], min(64, cost.memory(model.device) >> 29) or 4
     x = (2 * torch.rand(1, 1, size, size, generator=rng(0)) - 1).to(model.device)
     asked = 4  # images with a gradient in a step for each: two restarts, each with two
-    return max(1, min(most, cost.at_once(model.classifier, x, budget) // asked))
+    fitting = cost.at_once(model.classifier, x, cost.budget(model.device)) // asked
+    return max(1, min(most, fitting))
 
 
 def _region(lung: Tensor, within: str | None) -> Tensor | float:

@@ -134,7 +134,7 @@ def _fir(
 ) -> Tensor:
     """The blur with stride `factor`, or its transpose, to [N, C, height, width]."""
     i = torch.arange(4, device=x.device, dtype=wide(x[:0]).dtype)
-    taps = 1 + i * (3 - i)  # 1, 3, 3, 1, made where x is: a CUDA graph may copy nothing to a GPU
+    taps = 1 + i * (3 - i)  # 1, 3, 3, 1, made where x is: while a CUDA graph is recorded, no copy
     kernel = (torch.outer(taps, taps) * (gain / 64)).expand(x.shape[1], 1, 4, 4)
     with torch.autocast(x.device.type, enabled=False):
         if not transposed:

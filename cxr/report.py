@@ -173,7 +173,7 @@ def _map(e: "Explanation", name: str) -> dict:
         "name": film.TITLES[name],
         "signed": signed,
         "low": f"{less}, {-top:.2g}{unit}",
-        "high": f"{more}, {top:.2g}{unit}" if heat.any() else "empty: no place speaks for it",
+        "high": f"{more}, {top:.2g}{unit}" if heat.any() else "no place speaks for it",
         "about": ABOUT[name],
         "png": _uri(np.uint8(np.rint(levels))),
     }

@@ -93,6 +93,15 @@ def test_how_many_at_once_is_bounded_by_the_classifiers_memory(bright, monkeypat
     assert explain.at_once(bright) == 1
 
 
+@pytest.mark.parametrize("gib, most, budget", [(8, 16, 1), (24, 48, 1.5), (141, 64, 8.8125)])
+def test_on_a_gpu_its_memory_bounds_how_many(bright, monkeypatch, gib, most, budget):
+    given = []
+    monkeypatch.setattr(explain.cost, "memory", lambda device: gib * 2**30)
+    monkeypatch.setattr(explain.cost, "at_once", lambda *given_: given.append(given_[2]) or 10**6)
+    assert explain.at_once(bright) == most
+    assert given == [budget * 2**30]
+
+
 def test_an_answer_is_called_as_its_own_cnn_calls_it(bright, tmp_path):
     """Not as the GAN's, whose classes may be others; and a CNN that falls along the path is said."""
     x = np.random.default_rng(0).normal(150, 20, (32, 32)).clip(0, 255).astype(np.uint8)

@@ -274,6 +274,6 @@ def test_images_called_alike_are_told_apart_with_what_explained_them(page, tmp_p
 def test_an_empty_map_says_so(explained):
     maps = {name: torch.zeros_like(value) for name, value in explained.maps.items()}
     empty = dataclasses.replace(explained, maps=maps)
-    assert {m["high"] for m in report.facts(empty)["maps"]} == {"empty: no place speaks for it"}
+    assert {m["high"] for m in report.facts(empty)["maps"]} == {"no place speaks for it"}
     titles = [tile[0] for tile in empty.sheet().small]
-    assert sum("empty" in title for title in titles) == len(maps) - 1
+    assert sum("no place speaks for it" in title for title in titles) == len(maps) - 1

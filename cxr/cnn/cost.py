@@ -11,6 +11,18 @@ from torch import Tensor, nn
 BYTES_AT_ONCE = 2**30  # kept by the CNN, for all images of a chunk together
 
 
+def budget(device: torch.device) -> int:
+    """Bytes to keep for all images of a chunk together: 1 GiB, on a GPU a sixteenth of its memory if
+    that is more."""
+    return max(BYTES_AT_ONCE, memory(device) // 16)
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of a GPU; 0 for a CPU."""
+    gpu = device.type == "cuda"
+    return torch.cuda.get_device_properties(device).total_memory if gpu else 0
+
+
 @contextmanager
 def counted(network: nn.Module) -> Iterator[Callable[[], int]]:
     """Within it, counts the bytes that are kept for gradients, the network's weights left out;

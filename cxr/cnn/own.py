@@ -263,7 +263,7 @@ class Own(nn.Module):
         if len(x) == 1:
             return 1
         if size not in self.limits:
-            self.limits[size] = cost.at_once(self.network, x[:1], 2 * cost.BYTES_AT_ONCE)
+            self.limits[size] = cost.at_once(self.network, x[:1], 2 * cost.budget(x.device))
         return self.limits[size]
 
     def train(self, mode: bool = True) -> "Own":
