@@ -280,7 +280,7 @@ def _in_parts(classifier: nn.Module, t: Tensor, pixels: int, ask: Callable) -> I
     with cost.counted(classifier) as kept:
         first = ask(t[:1])
     yield first
-    chunk = min(PIXELS_AT_ONCE // pixels, cost.BYTES_AT_ONCE // max(1, kept()))
+    chunk = min(PIXELS_AT_ONCE // pixels, cost.budget(t.device) // max(1, kept()))
     for part in t[1:].split(max(1, chunk)) if len(t) > 1 else ():
         yield ask(part)
 

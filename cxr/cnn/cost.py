@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-BYTES_AT_ONCE = 2**30  # kept by the CNN, for all images of a chunk together
+BYTES_AT_ONCE = 2**30  # kept by the CNN, for all images of a chunk together, on a CPU
 
 
 def budget(device: torch.device) -> int:
@@ -40,12 +40,12 @@ def counted(network: nn.Module) -> Iterator[Callable[[], int]]:
         yield lambda: sum(storage.nbytes() for storage in kept.values())
 
 
-def at_once(network: nn.Module, x: Tensor, budget: int = BYTES_AT_ONCE) -> int:
-    """How many images such as `x` [1, C, H, W] fit into a budget of bytes with all that the network
-    keeps for their gradient, at least 1."""
+def at_once(network: nn.Module, x: Tensor, most: int) -> int:
+    """How many images such as `x` [1, C, H, W] fit into `most` bytes with all that the network keeps
+    for their gradient, at least 1."""
     with torch.enable_grad(), counted(network) as kept:
         network(x.detach().requires_grad_())
-    return max(1, budget // max(1, kept()))
+    return max(1, most // max(1, kept()))
 
 
 @contextmanager
